@@ -1,0 +1,1 @@
+"""Gaussian processes behind scikit-learn estimators."""

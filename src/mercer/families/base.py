@@ -1,0 +1,70 @@
+"""The family contract: Gaussian structure only.
+
+A family says what p̂ is in q(f) ∝ p̂(f) ∏ᵢ exp(λ1ᵢ fᵢ − ½ λ2ᵢ fᵢ²). It plans once (integers and orderings, no
+gradients) and conditions often. It never sees a likelihood: sites are numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mercer._typing import Sites
+from mercer.policy import NumericalPolicy
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A Gaussian-process prior: a gpytorch ``Kernel`` and ``Mean`` (None is the zero mean)."""
+
+    kernel: Any
+    mean: Any = None
+
+    def mean_at(self, X: Tensor) -> Tensor:
+        """Return μ(X), shape (n,)."""
+        return X.new_zeros(X.shape[-2]) if self.mean is None else self.mean(X)
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """Mean and variance of the latent g* = f* − μ* plus its prior mean: shapes (*b, n)."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A Gaussian process conditioned on sites. ``mean``s include the prior mean μ; units are those of f."""
+
+    def mean(self, X: Tensor) -> Tensor:
+        """Return the posterior mean only, (*b, n); chunked, O(n) memory."""
+
+    def marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance, each (*b, n); chunked."""
+
+    def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean (*b, n) and covariance (*b, n, n)."""
+
+    def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Return draws (n_samples, *b, n) of the latent process."""
+
+    def at_data(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance at the training rows, each (*b, n)."""
+
+    def kl(self) -> Tensor:
+        """Return KL[q(f) ‖ p(f)] in nats, shape (*b,)."""
+
+
+@runtime_checkable
+class Family(Protocol):
+    """Gaussian structure of prior and posterior."""
+
+    def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> Any:
+        """Choose orderings, neighbours or inducing points for the rows X. No gradients."""
+
+    def condition(self, prior: Prior, plan: Any, sites: Sites) -> Posterior:
+        """Return the posterior under the prior and the sites."""

@@ -1,0 +1,9 @@
+"""Engines: how sites and hyperparameters move."""
+
+from mercer.inference.base import Engine, Inference, run
+from mercer.inference.conjugate import Conjugate
+from mercer.inference.dual import Dual
+from mercer.inference.laplace import Laplace
+from mercer.inference.moment import PowerEP
+
+__all__ = ["Conjugate", "Dual", "Engine", "Inference", "Laplace", "PowerEP", "run"]

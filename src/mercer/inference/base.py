@@ -1,0 +1,99 @@
+"""The engine contract and the loop that runs it at fixed hyperparameters.
+
+An engine moves Gaussian sites. ``init`` conditions the family on starting sites, ``step`` makes one accepted
+move, and ``objective`` is the engine's log evidence (exact, a lower bound, or the approximation that it names),
+differentiable in the hyperparameters at a converged state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mercer._typing import Data, Info, Sites
+
+if TYPE_CHECKING:
+    from mercer.model import Model
+
+
+@dataclass(frozen=True)
+class State:
+    """Where an engine stands: sites, the posterior they give, the objective there (nats) and the step size."""
+
+    sites: Sites
+    posterior: Any
+    value: float
+    step_size: float = 1.0
+
+
+class Engine(Protocol):
+    """How sites move.
+
+    ``evidence`` names what ``objective`` is: "exact", "lower bound" or "approximation". ``requires`` lists what
+    a likelihood must offer ("conjugate", "single_latent", …); `mercer.resolve` checks it.
+    """
+
+    name: str
+    evidence: str
+
+    def init(self, model: Model, plan: Any, data: Data, sites: Sites | None = None) -> State:
+        """Return the state at given sites (a warm start) or at the engine's own starting sites."""
+
+    def step(self, model: Model, plan: Any, state: State, data: Data) -> tuple[State, Info]:
+        """Make one move; ``Info`` holds ``converged`` (bool), ``change`` and engine-specific counts."""
+
+    def objective(self, model: Model, plan: Any, state: State, data: Data) -> Tensor:
+        """Return the engine's log evidence, a scalar in nats, with its gradient in the hyperparameters."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Outcome of the inner loop: the state, how many steps it took, and whether and how it ended."""
+
+    state: State
+    n_steps: int
+    converged: bool
+    notes: tuple[str, ...] = ()
+
+
+def latent_shape(model: Model, data: Data) -> tuple[int, ...]:
+    """Return the shape (*b, n) of the latents: C latents, or one per output."""
+    if model.likelihood.n_latents > 1:
+        return (model.likelihood.n_latents, data.n_rows)
+    return tuple(data.y.shape)
+
+
+def zero_sites(model: Model, data: Data) -> Sites:
+    """Return sites that say nothing: the posterior is the prior."""
+    zeros = data.X.new_zeros(latent_shape(model, data))
+    return Sites(zeros, zeros.clone())
+
+
+@torch.no_grad()
+def run(model: Model, plan: Any, data: Data, sites: Sites | None = None) -> Inference:
+    """Step the engine until it converges at the current hyperparameters.
+
+    Parameters
+    ----------
+    model, plan, data
+        The model, its family's plan for ``data.X``, and the data.
+    sites : Sites, optional
+        Warm start.
+
+    Returns
+    -------
+    Inference
+        ``converged`` is False when ``policy.max_inner`` steps were not enough; never silent, the fit report
+        repeats it.
+    """
+    state = model.engine.init(model, plan, data, sites)
+    notes: dict[str, None] = {}
+    for n_steps in range(1, model.policy.max_inner + 1):
+        state, info = model.engine.step(model, plan, state, data)
+        notes.update(dict.fromkeys(info.get("notes", ())))
+        if info["converged"] or info.get("stalled", False):
+            return Inference(state, n_steps, bool(info["converged"]), tuple(notes))
+    return Inference(state, model.policy.max_inner, False, tuple(notes))

@@ -1,0 +1,13 @@
+"""Pictures of fitted models, in scikit-learn's Display manner.
+
+Every class has ``from_estimator`` (compute, then draw), ``from_predictions`` where numbers alone suffice, and
+``plot(ax=None)`` to draw the stored numbers again; ``ax_`` and ``figure_`` hold what was drawn. matplotlib is
+imported at the first plot, never at import: ``pip install 'mercer[plot]'``.
+"""
+
+from mercer.display.calibration import CalibrationDisplay
+from mercer.display.evidence import EvidenceTraceDisplay
+from mercer.display.predictive import PredictiveDisplay
+from mercer.display.relevance import RelevanceDisplay
+
+__all__ = ["CalibrationDisplay", "EvidenceTraceDisplay", "PredictiveDisplay", "RelevanceDisplay"]

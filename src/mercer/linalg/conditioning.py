@@ -74,11 +74,7 @@ def factor_sites(K: Tensor, linear: Tensor, precision: Tensor, policy: Numerical
     """
     n = K.shape[-1]
     root = precision.clamp_min(0.0).sqrt()
-    B = root.unsqueeze(-1) * K * root.unsqueeze(-2)
-    B.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    solution = cholesky(B, policy, "matrix I + W½ K W½")
-    del B
-    L = solution.value
+    L, jitter = _factor_B(K, root, policy)
     logdet = 2.0 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     # λ1 = s z + λ0: dividing by s is exact and free of cancellation except where λ2 is (nearly) nothing
@@ -96,7 +92,26 @@ def factor_sites(K: Tensor, linear: Tensor, precision: Tensor, policy: Numerical
         logdet = logdet + correction
         projected = downdate.mT @ (K @ linear.unsqueeze(-1))
         residual = residual + (downdate @ projected).squeeze(-1)
-    return SiteFactor(root, L, downdate, residual, logdet, solution.stats["jitter"])
+    return SiteFactor(root, L, downdate, residual, logdet, jitter)
+
+
+def _factor_B(K: Tensor, root: Tensor, policy: NumericalPolicy) -> tuple[Tensor, float]:
+    """Return the Cholesky factor of B = I + s K s and the relative jitter used."""
+    if K.device.type == "cpu":  # LAPACK works in place: one n × n buffer instead of two
+        B = _site_matrix(K, root)
+        info = torch.empty(B.shape[:-2], dtype=torch.int32)
+        torch.linalg.cholesky_ex(B, out=(B, info))
+        if not bool(info.any()):
+            return B, 0.0
+        del B  # destroyed by the failed attempt
+    solution = cholesky(_site_matrix(K, root), policy, "matrix I + W½ K W½")
+    return solution.value, solution.stats["jitter"]
+
+
+def _site_matrix(K: Tensor, root: Tensor) -> Tensor:
+    B = (K * root.unsqueeze(-1)).mul_(root.unsqueeze(-2))
+    B.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    return B
 
 
 def _solve(L: Tensor, rhs: Tensor) -> Tensor:
@@ -143,7 +158,8 @@ class ConditionOnSites(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Factor, solve and invert: n³ operations, two n² buffers beside K; ``variance`` adds 2n³."""
         factor = factor_sites(K, linear, precision, policy)
-        M = torch.cholesky_inverse(factor.chol)
+        in_place = {"out": factor.chol} if K.device.type == "cpu" else {}
+        M = torch.cholesky_inverse(factor.chol, **in_place)
         kept = M.diagonal(dim1=-2, dim2=-1).clone()  # [B⁻¹]ᵢᵢ = 1 − λ2ᵢ vᵢ
         M.mul_(factor.root.unsqueeze(-1)).mul_(factor.root.unsqueeze(-2))
         if factor.downdate is not None:
@@ -157,7 +173,11 @@ class ConditionOnSites(torch.autograd.Function):
             informative = precision > 1e-8 / prior
             v = torch.where(informative, (1.0 - kept) / precision.where(informative, prior), prior)
         residual = factor.residual
-        ctx.save_for_backward(K, M, linear, precision, residual, v, KM if variance else None)
+        # all that the adjoint needs of K are products with vectors, which M gives too when every λ2 > 0
+        ctx.shape = K.shape
+        kept_K = K if variance or not bool((precision > 0).all()) else None
+        mean = _matvec(K, residual)
+        ctx.save_for_backward(kept_K, M, linear, precision, residual, v, mean, KM if variance else None)
         if not variance:
             ctx.mark_non_differentiable(v)
         return residual, factor.logdet, v
@@ -166,27 +186,29 @@ class ConditionOnSites(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_r: Tensor, grad_logdet: Tensor, grad_v: Tensor) -> tuple[Any, ...]:
         """Return the cotangents of K, λ1 and λ2."""
-        K, M, linear, precision, r, v, KM = ctx.saved_tensors
+        K, M, linear, precision, r, v, mean, KM = ctx.saved_tensors
         need_K, need_linear, need_precision, *_ = ctx.needs_input_grad
+        shape = ctx.shape
         pushed = _matvec(M, grad_r)
-        cotangent = grad_r - _matvec(K, pushed)  # P r̄
+        # P r̄ = r̄ − K M r̄, and also M r̄ / λ2 where K was not kept
+        cotangent = pushed / precision if K is None else grad_r - _matvec(K, pushed)
         grad_K = grad_linear = grad_precision = None
         P = None
         if KM is not None:
             P = -KM
             P.diagonal(dim1=-2, dim2=-1).add_(1.0)
         if need_K:
-            grad_K = _weighted_sum(grad_logdet, M, K.shape)
-            if K.dim() == 2:
-                grad_K.addmm_(pushed.reshape(-1, K.shape[-1]).mT, r.reshape(-1, K.shape[-1]), alpha=-1.0)
+            grad_K = _weighted_sum(grad_logdet, M, shape)
+            if len(shape) == 2:
+                grad_K.addmm_(pushed.reshape(-1, shape[-1]).mT, r.reshape(-1, shape[-1]), alpha=-1.0)
             else:
-                grad_K = grad_K - _sum_to(pushed.unsqueeze(-1) * r.unsqueeze(-2), K.shape)
+                grad_K = grad_K - _sum_to(pushed.unsqueeze(-1) * r.unsqueeze(-2), shape)
             if P is not None:
-                grad_K = grad_K + _sum_to(P.mT @ (grad_v.unsqueeze(-1) * P), K.shape)
+                grad_K = grad_K + _sum_to(P.mT @ (grad_v.unsqueeze(-1) * P), shape)
         if need_linear:
             grad_linear = _sum_to(cotangent, linear.shape)
         if need_precision:
-            grad_precision = _sum_to(-_matvec(K, r) * cotangent, precision.shape)
+            grad_precision = _sum_to(-mean * cotangent, precision.shape)
             grad_precision = grad_precision + _sum_to(grad_logdet.unsqueeze(-1) * v, precision.shape)
             if P is not None:
                 squared = (P @ K).square() @ grad_v.unsqueeze(-1)

@@ -14,12 +14,12 @@ SPAN = 25.0  # the view is widened to the start only while it is within so many 
 
 @dataclass
 class EvidenceTraceDisplay:
-    """Show the evidence (or its bound) at every evaluation of a fit.
+    """Show the evidence (or its bound) at every iteration of a fit.
 
     Parameters
     ----------
-    trace : ndarray of shape (n_evaluations,)
-        Evidence in nats, in the order of evaluation.
+    trace : ndarray of shape (n_iterations,)
+        Evidence in nats, in order.
     converged : bool or None
         What the fit said of itself; shown in the title.
     label : str
@@ -72,7 +72,7 @@ class EvidenceTraceDisplay:
         steps = np.arange(1, len(self.trace) + 1)
         finite = np.where(np.isfinite(self.trace), self.trace, -np.inf)
         best = np.maximum.accumulate(finite)
-        ax.plot(steps, self.trace, "o", color=GREY, markersize=4, label="evaluation")
+        ax.plot(steps, self.trace, "o", color=GREY, markersize=4, label="iteration")
         ax.step(
             steps,
             np.where(np.isfinite(best), best, np.nan),
@@ -87,7 +87,7 @@ class EvidenceTraceDisplay:
         )
         self._focus(ax, finite, top)
         state = {None: None, True: "converged", False: "not converged"}[self.converged]
-        tidy(ax, xlabel="evaluation", ylabel=self.label, title=state)
+        tidy(ax, xlabel="iteration", ylabel=self.label, title=state)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False, fontsize="small", loc="lower right")
         self.ax_, self.figure_ = ax, ax.figure

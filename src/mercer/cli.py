@@ -1,0 +1,212 @@
+"""The command line: ``mercer demo | fit | predict | report``.
+
+Calls the estimators and prints; mistakes of the user end in one sentence and exit code 2. Results go to
+standard output, progress and notes to standard error. Heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mercer._tables import UserError, encode, encode_like, is_number, read_csv, say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    help="Gaussian processes: fit a table, predict with uncertainty, read what was fitted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Task(StrEnum):
+    """What to predict."""
+
+    auto = "auto"
+    regression = "regression"
+    classification = "classification"
+    count = "count"
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn mistakes of the user into one sentence and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        say(f"error: {error}")
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("mercer-demo.png"),
+    quick: Annotated[bool, typer.Option(help="Quarterly means and few iterations.")] = False,
+) -> None:
+    """Forecast ten held-out years of Mauna Loa CO₂, judge the forecast and draw it."""
+    start = time.perf_counter()
+    with user_errors():
+        from mercer.demo import draw, forecast_co2, load_co2
+
+        series = load_co2(months=3 if quick else 1)
+        say(f"fitting {len(series.y)} means up to {series.t[-1, 0]:.1f} (ppm) …")
+        forecast = forecast_co2(series, max_iter=20 if quick else 100)
+        print_report(forecast.model, ["year"])
+        scores = forecast.scores
+        typer.echo(
+            f"\nforecast of {len(series.y_test)} held-out means, {series.t_test[0, 0]:.1f} to "
+            f"{series.t_test[-1, 0]:.1f}"
+        )
+        typer.echo(f"  RMSE {scores['rmse']:.2f} ppm, NLPD {scores['nlpd']:.2f} nats")
+        typer.echo(
+            f"  inside the 50% interval: {scores['coverage_50']:.0%}, 95%: {scores['coverage_95']:.0%}"
+        )
+        draw(forecast, output)
+    typer.echo(f"picture: {output} ({time.perf_counter() - start:.0f} s in all)")
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(help="CSV file with a header.")],
+    target: Annotated[str, typer.Option(help="Column to predict.")],
+    task: Annotated[
+        Task, typer.Option(help="auto: classes if text or two values, else regression.")
+    ] = Task.auto,
+    kernel: Annotated[str, typer.Option(help="Kernel name, such as matern52 or rbf.")] = "matern52",
+    output: Annotated[
+        Path | None, typer.Option(help="Model file; by default the name of DATA with .mercer.")
+    ] = None,
+    test_size: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of rows to hold out and judge on.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the held-out rows and of the fit.")] = 0,
+) -> None:
+    """Fit a table and save the model."""
+    with user_errors():
+        import numpy as np
+
+        import mercer
+
+        frame = read_csv(data)
+        if target not in frame.columns:
+            raise UserError(
+                f"--target {target!r} is not a column of {data}; it has {', '.join(frame.columns)}."
+            )
+        frame = frame[frame[target].notna()]
+        X = encode(frame.drop(columns=target))
+        complete = np.isfinite(X.to_numpy()).all(axis=1)
+        if (~complete).any():
+            say(f"note: {int((~complete).sum())} of {len(X)} rows dropped: a missing or infinite input")
+        X, y = X[complete], frame[target][complete]
+        if len(y) == 0:
+            raise UserError(f"no complete row is left in {data}.")
+        chosen = choose_task(task, y)
+        classes = {
+            Task.regression: mercer.GPRegressor,
+            Task.classification: mercer.GPClassifier,
+            Task.count: mercer.GPCountRegressor,
+        }
+        model = classes[chosen](kernel=kernel, random_state=seed)
+        order = np.random.default_rng(seed).permutation(len(y))
+        held, kept = np.split(order, [round(test_size * len(y))])
+        say(f"fitting {type(model).__name__} on {len(kept)} rows and {X.shape[1]} columns …")
+        model.fit(X.iloc[kept], y.iloc[kept].to_numpy())
+        print_report(model, list(X.columns))
+        if len(held):
+            typer.echo(f"\n{len(held)} held-out rows: {judge(model, X.iloc[held], y.iloc[held].to_numpy())}")
+        path = output or data.with_suffix(".mercer")
+        model.save(path)
+    typer.echo(f"model: {path}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model file from `mercer fit`.")],
+    data: Annotated[Path, typer.Argument(help="CSV file with the input columns.")],
+    output: Annotated[
+        Path | None, typer.Option(help="CSV file to write; standard output by default.")
+    ] = None,
+) -> None:
+    """Predict the rows of a table: mean and std of y, or class probabilities; rows with gaps stay empty."""
+    with user_errors():
+        import numpy as np
+        import pandas as pd
+
+        import mercer
+
+        fitted = mercer.load(model)
+        X = encode_like(read_csv(data), list(fitted.feature_names_in_))
+        complete = np.isfinite(X.to_numpy()).all(axis=1)
+        if (~complete).any():
+            say(f"note: {int((~complete).sum())} of {len(X)} rows left empty: a missing or infinite input")
+        if not complete.any():
+            raise UserError(f"no complete row in {data}.")
+        if hasattr(fitted, "predict_proba"):
+            columns = [f"probability_{label}" for label in fitted.classes_]
+            values = fitted.predict_proba(X[complete])
+        else:
+            columns, values = ["mean", "std"], np.column_stack(fitted.predict(X[complete], return_std=True))
+        out = pd.DataFrame(np.nan, index=X.index, columns=columns)
+        out.loc[complete] = values
+        text = out.to_csv(output, index=False)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        typer.echo(f"predictions: {output}")
+
+
+@app.command()
+def report(model: Annotated[Path, typer.Argument(help="Model file from `mercer fit`.")]) -> None:
+    """Say what was fitted: report, kernel in the user's units, findings."""
+    with user_errors():
+        import mercer
+
+        fitted = mercer.load(model)
+        print_report(fitted, [str(name) for name in getattr(fitted, "feature_names_in_", [])])
+
+
+def print_report(model: Any, names: list[str]) -> None:
+    """Print fit report, kernel, noise and the findings of ``diagnose``."""
+    from mercer.display._text import kernel_text
+
+    typer.echo(str(model.fit_report_))
+    typer.echo(f"\nkernel, in the units of the columns and of y²\n{kernel_text(model.kernel_, names)}")
+    if getattr(model, "noise_variance_", None) is not None:
+        typer.echo(f"  noise sd {float(model.noise_variance_) ** 0.5:.4g}, in units of y")
+    findings = model.diagnose()
+    typer.echo("\nfindings: none" if not findings else "\nfindings")
+    for finding in findings:
+        typer.echo(f"  {finding.code}: {finding.message}\n    cure: {finding.cure}")
+
+
+def choose_task(task: Task, y: pd.Series) -> Task:
+    """Return the task asked for; for auto, classes for text and two-valued targets, else regression."""
+    if task is Task.auto:
+        text, values = not is_number(y), y.nunique()
+        task = Task.classification if text or values == 2 else Task.regression
+        reason = "text" if text else f"{values} different numbers"
+        say(f"note: {y.name!r} holds {reason}, so this is {task.value} (--task overrides)")
+    if task is not Task.classification and not is_number(y):
+        raise UserError(f"--task {task.value} needs a numeric target; {y.name!r} holds text.")
+    return task
+
+
+def judge(model: Any, X: pd.DataFrame, y: Any) -> str:
+    """Return the scores on held-out rows as a sentence."""
+    import numpy as np
+
+    nlpd = -float(np.mean(model.log_predictive_density(X, y)))
+    if hasattr(model, "predict_proba"):
+        return f"error {np.mean(model.predict(X) != y):.3f}, log loss {nlpd:.3f} nats"
+    mean, std = model.predict(X, return_std=True)
+    inside = np.mean(np.abs(y - mean) <= 1.96 * std)
+    return f"RMSE {np.sqrt(np.mean((y - mean) ** 2)):.4g}, NLPD {nlpd:.4g} nats, {inside:.0%} within 1.96 std"

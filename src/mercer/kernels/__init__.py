@@ -1,7 +1,8 @@
 """Kernels: gpytorch's, re-exported, and what the library knows about them.
 
 A kernel is a gpytorch ``Kernel``. Everything else is a free function of it: ``gram`` and ``diag`` evaluate,
-``hyperparameters`` lists what can be learned.
+``hyperparameters`` lists what can be learned, ``prepare`` and ``to_model_units`` fit it to the data,
+``kernel_params`` shows plain numbers.
 """
 
 from gpytorch.kernels import (
@@ -21,25 +22,55 @@ from gpytorch.kernels import (
     SpectralMixtureKernel,
 )
 
+from mercer.kernels.adapt import prepare
 from mercer.kernels.evaluate import diag, gram
+from mercer.kernels.factories import (
+    RBF,
+    Constant,
+    Linear,
+    Matern12,
+    Matern32,
+    Matern52,
+    Periodic,
+    RationalQuadratic,
+    get_kernel,
+)
 from mercer.kernels.hyperparameters import hyperparameters
+from mercer.kernels.params import describe, kernel_params, set_kernel_param
+from mercer.kernels.units import rescale, rescale_leaf, to_model_units
 
 __all__ = [
     "AdditiveKernel",
+    "Constant",
     "ConstantKernel",
     "CosineKernel",
     "Kernel",
+    "Linear",
     "LinearKernel",
+    "Matern12",
+    "Matern32",
+    "Matern52",
     "MaternKernel",
+    "Periodic",
     "PeriodicKernel",
     "PiecewisePolynomialKernel",
     "PolynomialKernel",
     "ProductKernel",
+    "RBF",
     "RBFKernel",
     "RQKernel",
+    "RationalQuadratic",
     "ScaleKernel",
     "SpectralMixtureKernel",
+    "describe",
     "diag",
+    "get_kernel",
     "gram",
     "hyperparameters",
+    "kernel_params",
+    "prepare",
+    "rescale",
+    "rescale_leaf",
+    "set_kernel_param",
+    "to_model_units",
 ]

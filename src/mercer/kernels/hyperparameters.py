@@ -7,6 +7,7 @@ between θ and the raw tensor that gpytorch stores behind a constraint. Optimise
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -74,31 +75,57 @@ def _hyperparameter(
         return Hyperparameter(name, parameter, _identity, _identity, *_UNCONSTRAINED, False, log_prior)
     low, high = constraint.lower_bound.detach(), constraint.upper_bound.detach()
     if bool((low >= 0).all()):
-        default_low, default_high = _default_bounds(name)
-        inside_low = torch.clamp(low * (1 + _MARGIN), min=default_low)
-        inside_high = torch.clamp(high * (1 - _MARGIN), max=default_high)
-        # A constraint that lies outside the default range replaces it.
-        inside_high = torch.where(inside_high > inside_low, inside_high, high.clamp(max=1e6 * inside_low))
-        inside_low = torch.where(inside_low < high, inside_low, low + _MARGIN * (high - low))
+        lower, upper = _positive_bounds(name, low, high)
         return Hyperparameter(
             name,
             parameter,
             lambda storage: constraint.transform(storage).log(),
-            lambda theta: _to_raw(constraint, theta.exp()),
-            _plain(inside_low.log()),
-            _plain(inside_high.log()),
+            lambda theta: to_raw(constraint, theta.exp()),
+            _plain(lower.log()),
+            _plain(upper.log()),
             True,
             log_prior,
         )
     width = torch.where((high - low).isfinite(), high - low, torch.ones_like(low))
-    lower = _plain(torch.clamp(low + _MARGIN * width, min=_UNCONSTRAINED[0]))
-    upper = _plain(torch.clamp(high - _MARGIN * width, max=_UNCONSTRAINED[1]))
-    to_raw = lambda theta: _to_raw(constraint, theta)  # noqa: E731
-    return Hyperparameter(name, parameter, constraint.transform, to_raw, lower, upper, False, log_prior)
+    return Hyperparameter(
+        name,
+        parameter,
+        constraint.transform,
+        partial(to_raw, constraint),
+        _plain((low + _MARGIN * width).clamp_min(_UNCONSTRAINED[0])),
+        _plain((high - _MARGIN * width).clamp_max(_UNCONSTRAINED[1])),
+        False,
+        log_prior,
+    )
 
 
-def _to_raw(constraint: Interval, value: Tensor) -> Tensor:
-    """Invert ``constraint.transform`` without the cancellation of gpytorch's own inverse."""
+def _positive_bounds(name: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bounds of a positive value: the default range, inside the constraint."""
+    default_low, default_high = _default_bounds(name)
+    lower = (low * (1 + _MARGIN)).clamp_min(default_low)
+    upper = (high * (1 - _MARGIN)).clamp_max(default_high)
+    # A constraint that lies outside the default range replaces it.
+    outside = lower >= upper
+    own_lower = torch.where(low > 0, low * (1 + _MARGIN), 1e-6 * high)
+    lower = torch.where(outside, own_lower, lower)
+    upper = torch.where(outside, torch.minimum(high * (1 - _MARGIN), 1e6 * own_lower), upper)
+    return lower, upper
+
+
+def to_raw(constraint: Interval, value: Tensor) -> Tensor:
+    """Invert ``constraint.transform`` without the cancellation of gpytorch's own inverse.
+
+    Parameters
+    ----------
+    constraint : gpytorch Interval or a class derived from it
+    value : Tensor
+        Values of the parameter; those on a bound are stored as close to it as the dtype can say.
+
+    Returns
+    -------
+    Tensor
+        The raw tensor that gpytorch stores; differentiable.
+    """
     if not constraint.enforced:
         return value
     low, high = constraint.lower_bound.to(value), constraint.upper_bound.to(value)
@@ -147,6 +174,3 @@ def _identity(value: Tensor) -> Tensor:
 def _plain(value: Tensor) -> float | Tensor:
     """Prefer a float to a tensor of one element."""
     return value.item() if value.numel() == 1 else value
-
-
-__all__ = ["hyperparameters", "inverse_softplus"]

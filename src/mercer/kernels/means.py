@@ -1,0 +1,13 @@
+"""Prior means: gpytorch's, and the one that estimators need."""
+
+from __future__ import annotations
+
+import torch
+from gpytorch.means import ConstantMean
+
+
+def constant_mean(value: float) -> ConstantMean:
+    """Return a learnable constant mean that starts at ``value``, in units of f."""
+    mean = ConstantMean()
+    mean.initialize(constant=torch.tensor(value))
+    return mean

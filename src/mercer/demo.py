@@ -70,7 +70,7 @@ def co2_kernel() -> Any:
     """Return trend + season + short-term kernel; length scales and the period are in years."""
     from mercer.kernels import RBF, Linear, Matern12, Matern52, Periodic, ScaleKernel
 
-    trend = ScaleKernel(Matern52(lengthscale=50.0)) + ScaleKernel(Linear())
+    trend = ScaleKernel(Matern52(lengthscale=50.0)) + Linear()
     season = ScaleKernel(Periodic(period=1.0) * RBF(lengthscale=100.0))
     return trend + season + ScaleKernel(Matern12(lengthscale=1.0))
 

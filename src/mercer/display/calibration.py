@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import norm
 
 from mercer.display._style import BLUE, GREY, INK, SKY, class_colour, pyplot, tidy
-from mercer.display.predictive import N_QUANTILE_DRAWS, is_count
+from mercer.display.predictive import N_QUANTILE_DRAWS, has_gaussian_predictive
 
 N_LEVELS = 99
 
@@ -94,7 +94,7 @@ class CalibrationDisplay:
             return cls.from_predictions(
                 y, probabilities=estimator.predict_proba(X), classes=estimator.classes_, **options
             )
-        if is_count(estimator) or getattr(estimator, "likelihood", "gaussian") != "gaussian":
+        if not has_gaussian_predictive(estimator):
             draws = estimator.sample_y(X, N_QUANTILE_DRAWS, random_state=random_state)
             return cls.from_predictions(y, samples=draws, kind=kind, random_state=random_state, **options)
         mean, std = estimator.predict(X, return_std=True)

@@ -140,10 +140,11 @@ class PredictiveDisplay:
                 probabilities=np.asarray(estimator.predict_proba(grid.rows)),
                 **common,
             )
-        elif is_count(estimator) and not latent:
+        elif not latent and not has_gaussian_predictive(estimator):
             draws = np.asarray(estimator.sample_y(grid.rows, N_QUANTILE_DRAWS, random_state=random_state))
+            whole = np.array_equal(draws, np.round(draws))
             display = cls(
-                kind="step",
+                kind="step" if whole else "band",
                 mean=np.asarray(estimator.predict(grid.rows)),
                 bands=_sampled_bands(draws),
                 **common,
@@ -233,9 +234,9 @@ class PredictiveDisplay:
         return self
 
 
-def is_count(estimator: Any) -> bool:
-    """Return whether ``estimator`` predicts counts: its likelihood says so, or its class name does."""
-    return "Count" in type(estimator).__name__
+def has_gaussian_predictive(estimator: Any) -> bool:
+    """Return whether mean and standard deviation say everything about y; draws stand in where they do not."""
+    return bool(getattr(getattr(estimator, "likelihood_", None), "conjugate", True))
 
 
 def _gaussian_bands(mean: np.ndarray, std: np.ndarray) -> dict[float, tuple[np.ndarray, np.ndarray]]:

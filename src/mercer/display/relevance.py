@@ -62,7 +62,7 @@ class RelevanceDisplay:
             active = part.active_dims
             columns = np.arange(len(spread)) if active is None else active.cpu().numpy()
             # Batches are latents (classes, outputs): one bar for their geometric mean.
-            scales = part.lengthscale.detach().cpu().double().numpy()
+            scales = _lengthscale(part).detach().cpu().double().numpy()
             scales = np.exp(np.log(scales).reshape(-1, scales.shape[-1]).mean(axis=0))
             row = np.full(len(spread), np.nan)
             row[columns] = spread[columns] / scales
@@ -118,3 +118,13 @@ def _parts_with_lengthscale(kernel: Any) -> list[Any]:
         for part in one.modules()
         if getattr(part, "has_lengthscale", False) and part.lengthscale is not None
     ]
+
+
+def _lengthscale(part: Any) -> Any:
+    """Return the length scale in the units of the columns.
+
+    That of gpytorch's periodic kernel is dimensionless. For small distances δ its exponent 2 sin²(πδ/p)/ℓ is
+    δ²/2L² with L = p√ℓ/2π, which is what compares with other parts.
+    """
+    period = getattr(part, "period_length", None)
+    return part.lengthscale if period is None else period * part.lengthscale.sqrt() / (2 * np.pi)

@@ -37,6 +37,7 @@ from mercer.kernels.factories import (
 )
 from mercer.kernels.hyperparameters import hyperparameters
 from mercer.kernels.params import describe, kernel_params, set_kernel_param
+from mercer.kernels.spectral import has_spectral, prior_paths, sample_frequencies
 from mercer.kernels.units import rescale, rescale_leaf, to_model_units
 
 __all__ = [
@@ -66,11 +67,14 @@ __all__ = [
     "diag",
     "get_kernel",
     "gram",
+    "has_spectral",
     "hyperparameters",
     "kernel_params",
     "prepare",
+    "prior_paths",
     "rescale",
     "rescale_leaf",
+    "sample_frequencies",
     "set_kernel_param",
     "to_model_units",
 ]

@@ -1,0 +1,6 @@
+"""Families: what p̂ is in q(f) ∝ p̂(f) ∏ sites."""
+
+from mercer.families.base import Family, Posterior, Prior
+from mercer.families.exact import Exact
+
+__all__ = ["Exact", "Family", "Posterior", "Prior"]

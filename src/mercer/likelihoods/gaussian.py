@@ -59,6 +59,12 @@ class Gaussian(Likelihood):
             "noise_variance", 1.0 if noise_variance is None else noise_variance, bounds, learn_noise
         )
 
+    def with_noise_floor(self, floor: float) -> Gaussian:
+        """Raise the lower bound of a learned σ² to ``floor``, in units of y²; returns self."""
+        low, high = self._bounds["noise_variance"]
+        self._bounds["noise_variance"] = (max(low, floor), high)
+        return self
+
     def variance(self, y_like: Tensor, **side: Tensor) -> Tensor:
         """Return the noise variance of every row, in units of y², in the shape and dtype of ``y_like``."""
         known = side.get("noise_variance")
@@ -81,8 +87,18 @@ class Gaussian(Likelihood):
             (*b, n); differentiable in σ².
         """
         filled, observed = fill_missing(y, y, 0.0)
+        if bool(observed.all()):
+            # outputs that agree on every row share one precision, and so one factorisation
+            row = filled[(0,) * (filled.dim() - 1)] if self._shared(**side) else filled
+            precision = weight.to(filled) / self.variance(row, **side)
+            return Sites(precision * filled, precision)
         precision = masked(weight.to(filled) / self.variance(filled, **side), observed)
         return Sites(precision * filled, precision)
+
+    def _shared(self, **side: Tensor) -> bool:
+        """Whether all outputs have the same noise in a row."""
+        known = side.get("noise_variance")
+        return self.get_parameter("log_noise_variance").numel() == 1 if known is None else known.dim() == 1
 
     def log_scale(self, y: Tensor, weight: Tensor, **side: Tensor) -> Tensor:
         """Return −½ Σ w log 2πσ² over the observed rows, in nats; shape (*b,).

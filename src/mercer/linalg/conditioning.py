@@ -175,7 +175,8 @@ class ConditionOnSites(torch.autograd.Function):
         residual = factor.residual
         # all that the adjoint needs of K are products with vectors, which M gives too when every λ2 > 0
         ctx.shape = K.shape
-        kept_K = K if variance or not bool((precision > 0).all()) else None
+        tiny = torch.finfo(K.dtype).tiny ** 0.5
+        kept_K = K if variance or not bool((precision > tiny).all()) else None
         mean = _matvec(K, residual)
         ctx.save_for_backward(kept_K, M, linear, precision, residual, v, mean, KM if variance else None)
         if not variance:

@@ -1,0 +1,154 @@
+"""From what the user passes to rows of tensors: containers, missing targets, weights and a canonical order.
+
+Rows that are the same (inputs, target and side information) become one row with the summed weight, in
+lexicographic order. Replication weights make that exact for every likelihood; it makes "weight 2" and "the row
+twice" the same numbers, and a fit independent of the order of the rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Container:
+    """How results go back: as NumPy float64, or as a tensor of the caller's dtype on the caller's device."""
+
+    tensor: bool = False
+    dtype: torch.dtype = torch.float64
+    device: torch.device = torch.device("cpu")
+
+    @staticmethod
+    def of(X: Any) -> Container:
+        """Return the container of X."""
+        if not isinstance(X, Tensor):
+            return Container()
+        dtype = X.dtype if X.dtype.is_floating_point else torch.float64
+        return Container(True, dtype, X.device)
+
+    def wrap(self, value: Tensor) -> Any:
+        """Return ``value`` in this container; gradients are kept for tensors."""
+        if self.tensor:
+            return value.to(dtype=self.dtype, device=self.device)
+        return value.detach().double().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Canonical training rows, still in the user's units (float64 NumPy).
+
+    ``index`` (n_original,) maps each original row to its canonical row, −1 where it was dropped; ``n_dropped``
+    counts rows of zero weight or without any target, ``n_merged`` rows that were merged into an equal one.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+    side: dict[str, np.ndarray]
+    index: np.ndarray
+    n_dropped: int
+    n_merged: int
+
+
+def canonical_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray, side: dict[str, np.ndarray]) -> Rows:
+    """Drop empty rows, merge equal ones, sort.
+
+    Parameters
+    ----------
+    X : (n, d)
+    y : (n,) or (n, p)
+        NaN marks a missing target.
+    weight : (n,)
+        Non-negative.
+    side : dict of (n,) arrays
+
+    Raises
+    ------
+    ValueError
+        No row is left.
+    """
+    targets = y.reshape(len(y), -1)
+    observed = ~np.isnan(targets).all(axis=1)
+    if not observed.any():
+        raise ValueError("y contains no observed target: every entry is NaN. Pass at least one finite target.")
+    if not (weight > 0).any():
+        raise ValueError("sample_weight is zero for every row. Sample weights must contain a non-zero number.")
+    kept = observed & (weight > 0)
+    if not kept.any():
+        raise ValueError("sample_weight is zero for every row whose y is observed; nothing is left to fit.")
+    missing = np.isnan(targets[kept])
+    known = np.where(missing, 0.0, targets[kept])
+    columns = np.column_stack([X[kept], known, missing, *(side[name][kept] for name in sorted(side))])
+    # adding 0.0 turns −0.0 into 0.0: equal rows have equal keys
+    _, first, inverse = np.unique(columns + 0.0, axis=0, return_index=True, return_inverse=True)
+    merged = np.bincount(inverse.reshape(-1), weights=weight[kept], minlength=len(first))
+    index = np.full(len(X), -1)
+    index[kept] = inverse.reshape(-1)
+    source = np.flatnonzero(kept)[first]
+    return Rows(
+        X=X[source],
+        y=y[source],
+        weight=merged,
+        side={name: value[source] for name, value in side.items()},
+        index=index,
+        n_dropped=int((~kept).sum()),
+        n_merged=int(kept.sum() - len(first)),
+    )
+
+
+@dataclass(frozen=True)
+class Units:
+    """Affine change between the user's units and model units (zero mean, unit variance).
+
+    x_center, x_scale : (d,); y_center, y_scale : (p,) or scalars, in units of X and y.
+    """
+
+    x_center: np.ndarray
+    x_scale: np.ndarray
+    y_center: np.ndarray
+    y_scale: np.ndarray
+
+    @staticmethod
+    def learn(rows: Rows, standardize: bool, standardize_y: bool) -> Units:
+        """Return weighted means and standard deviations; a constant column keeps scale 1."""
+        d, p = rows.X.shape[1], rows.y.reshape(len(rows.y), -1).shape[1]
+        x_center, x_scale = np.zeros(d), np.ones(d)
+        y_center, y_scale = np.zeros(p), np.ones(p)
+        if standardize:
+            x_center, x_scale = _moments(rows.X, rows.weight)
+        if standardize_y:
+            y_center, y_scale = _moments(rows.y.reshape(len(rows.y), -1), rows.weight)
+        if rows.y.ndim == 1:
+            y_center, y_scale = y_center[0], y_scale[0]
+        return Units(x_center, x_scale, y_center, y_scale)
+
+    @property
+    def output_scale(self) -> float:
+        """Unit of the latent function: the scale of y, or 1 where several outputs have scales of their own."""
+        return float(self.y_scale) if np.ndim(self.y_scale) == 0 else 1.0
+
+    def inputs(self, X: Tensor) -> Tensor:
+        """Return X in model units; differentiable."""
+        return (X - torch.as_tensor(self.x_center).to(X)) / torch.as_tensor(self.x_scale).to(X)
+
+
+def _moments(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weighted mean and standard deviation per column, ignoring NaN; scale 1 for constant columns."""
+    seen = ~np.isnan(values)
+    w = np.where(seen, weight[:, None], 0.0)
+    total = w.sum(0)
+    filled = np.where(seen, values, 0.0)
+    # the largest magnitude is divided out first, so that squares of 1e200 do not overflow
+    size = np.abs(filled).max(0)
+    size = np.where(size > 0, size, 1.0)
+    unit = filled / size
+    center = (w * unit).sum(0) / np.where(total > 0, total, 1.0)
+    spread = np.sqrt((w * (unit - center) ** 2).sum(0) / np.where(total > 0, total, 1.0))
+    constant = spread <= 1e-14 * np.maximum(np.abs(center), 1e-300)
+    magnitude = np.abs(center) * size
+    return center * size, np.where(constant, np.where(magnitude > 0, magnitude, 1.0), spread * size)

@@ -1,0 +1,260 @@
+"""Gaussian-process classification: two classes, several, or ordered ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.callback import with_callbacks
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length
+from torch import Tensor
+
+from mercer.estimators._base import BaseGP
+from mercer.estimators._rows import Container, Rows, Units
+from mercer.estimators._validation import to_numpy
+from mercer.likelihoods.base import Likelihood
+
+
+class GPClassifier(ClassifierMixin, BaseGP):
+    """Gaussian-process classification with calibrated probabilities.
+
+    Two classes use one latent function and a probit or logit link, C > 2 classes C independent latent functions
+    and the softmax, ordered classes one latent function with learned cutpoints.
+
+    Parameters
+    ----------
+    kernel : str or gpytorch Kernel, default=None
+        As in `GPRegressor`; ``"matern52"`` by default.
+    likelihood : str or Likelihood, default="auto"
+        ``"auto"``: ``"logit"`` for two classes, ``"softmax"`` for more. Also ``"probit"`` and ``"ordinal"``.
+    mean : gpytorch Mean, default=None
+        Prior mean of the latent functions; None is zero.
+    family : str or Family, default="auto"
+    engine : str or Engine, default="auto"
+        ``"dual"`` (variational, any number of classes), ``"laplace"`` or ``"power_ep"`` (one latent function).
+    optimizer : {"lbfgs", None}, default="lbfgs"
+    n_restarts : int, default=0
+    max_iter : int, default=100
+    standardize : bool, default=True
+        Standardise X inside.
+    dtype : {"float64", "float32"}, default="float64"
+    device : str or torch.device, default=None
+    warm_start : bool, default=False
+    verbose : int, default=0
+    random_state : int, RandomState or None, default=None
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Sorted labels of rows with positive weight; for ``"ordinal"`` this is their order.
+    kernel_ : gpytorch Kernel
+        Learned kernel in the units of X.
+    likelihood_, posterior_, log_marginal_likelihood_value_, theta_, theta_names_, fit_report_, n_iter_, converged_
+        As in `GPRegressor`.
+
+    See Also
+    --------
+    GPRegressor, GPCountRegressor
+
+    References
+    ----------
+    Rasmussen and Williams (2006), chapter 3; Khan and Lin (2017) for the variational engine.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from mercer import GPClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = GPClassifier().fit(X[::2], y[::2])
+    >>> bool(model.score(X[1::2], y[1::2]) > 0.9)
+    True
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        *,
+        likelihood: Any = "auto",
+        mean: Any = None,
+        family: Any = "auto",
+        engine: Any = "auto",
+        optimizer: str | None = "lbfgs",
+        n_restarts: int = 0,
+        max_iter: int = 100,
+        standardize: bool = True,
+        dtype: str = "float64",
+        device: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        random_state: Any = None,
+    ):
+        self.kernel = kernel
+        self.likelihood = likelihood
+        self.mean = mean
+        self.family = family
+        self.engine = engine
+        self.optimizer = optimizer
+        self.n_restarts = n_restarts
+        self.max_iter = max_iter
+        self.standardize = standardize
+        self.dtype = dtype
+        self.device = device
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _make_likelihood(self, rows: Rows, units: Units) -> Likelihood:
+        n_classes = len(self.classes_)
+        name = self.likelihood
+        if isinstance(name, str) and name == "auto":
+            name = "logit" if n_classes == 2 else "softmax"
+        if isinstance(name, str) and name in ("probit", "logit", "bernoulli") and n_classes > 2:
+            raise ValueError(
+                f"likelihood={name!r} is for 2 classes and y has {n_classes}; use likelihood='softmax' or 'auto'."
+            )
+        if isinstance(name, str) and name not in ("probit", "logit", "bernoulli", "softmax", "ordinal"):
+            raise ValueError(
+                f"likelihood={name!r} is not for classes; choose 'auto', 'logit', 'probit', 'softmax' or 'ordinal'."
+            )
+        return self._fresh_likelihood(name, units, n_classes=n_classes)
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GPClassifier:
+        """Learn the hyperparameters and condition on the data.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame or tensor of shape (n, d)
+        y : array-like of shape (n,)
+            Class labels of any type.
+        sample_weight : array-like of shape (n,), default=None
+            Replication weights, ≥ 0.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            Bad shapes, NaN in X, fewer than two classes with positive weight, all weights zero. The estimator
+            is left as it was.
+        """
+        return self._fit(X, y, lambda y: self._encode(X, y, sample_weight), sample_weight, {})
+
+    def _encode(self, X: Any, y: Any, sample_weight: Any) -> np.ndarray:
+        """Set ``classes_`` and return y as class indices."""
+        labels = self._labels(X, y)
+        seen = labels
+        if sample_weight is not None:
+            weight = to_numpy(sample_weight).reshape(-1)
+            if weight.shape == labels.shape:  # a wrong shape is reported with the other checks of the weights
+                seen = labels[weight > 0] if (weight > 0).any() else labels
+        self.classes_ = np.unique(seen)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 classes with positive weight; y has the single class "
+                f"{self.classes_[0]!r}."
+            )
+        index = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
+        return index.astype(np.float64)
+
+    def _labels(self, X: Any, y: Any) -> np.ndarray:
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        labels = column_or_1d(to_numpy(y) if isinstance(y, Tensor) else y, warn=True)
+        check_classification_targets(labels)
+        check_consistent_length(X, labels)
+        return labels
+
+    # ------------------------------------------------------------------ reading off the posterior
+
+    def _probabilities(self, m: Tensor, v: Tensor) -> Tensor:
+        probs = self._model.likelihood.predictive(m, v).probs
+        assert probs is not None
+        return probs
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return class probabilities, averaged over the posterior of the latent functions.
+
+        Parameters
+        ----------
+        X : (n, d)
+
+        Returns
+        -------
+        (n, n_classes); rows sum to one, columns in the order of ``classes_``
+        """
+        X, container = self._prepare_X(X)
+        return container.wrap(self._proba(X))
+
+    def _proba(self, X: Tensor) -> Tensor:
+        return torch.cat(self._map_rows(X, lambda chunk: self._probabilities(*self.posterior_.marginals(chunk))), 0)
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """Return the logarithm of `predict_proba`, (n, n_classes)."""
+        X, container = self._prepare_X(X)
+        return container.wrap(self._proba(X).clamp_min(1e-300).log())
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable class of each row, (n,), as labels of ``classes_``."""
+        X, _ = self._prepare_X(X)
+        with torch.no_grad():
+            return self.classes_[self._proba(X).argmax(-1).cpu().numpy()]
+
+    def log_predictive_density(self, X: Any, y: Any) -> Any:
+        """Return log P(yᵢ | xᵢ, data) per row, (n,), in nats; minus its mean is the log loss.
+
+        Raises
+        ------
+        ValueError
+            y holds a label that was not in ``fit``.
+        """
+        labels = self._labels(X, y)
+        X, container = self._prepare_X(X)
+        unknown = ~np.isin(labels, self.classes_)
+        if unknown.any():
+            raise ValueError(f"y holds label {labels[unknown][0]!r}, which is not among classes_ {self.classes_}.")
+        index = torch.as_tensor(np.searchsorted(self.classes_, labels))
+        proba = self._proba(X)
+        return container.wrap(proba.gather(-1, index.to(proba.device).unsqueeze(-1)).squeeze(-1).log())
+
+    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0, *, latent: bool = True) -> Any:
+        """Draw from the posterior at X.
+
+        Parameters
+        ----------
+        X : (n, d)
+        n_samples : int, default=1
+        random_state : int, RandomState or None, default=0
+            Equal seeds give the same functions at any X.
+        latent : bool, default=True
+            Draw latent functions, dimensionless; False draws class labels.
+
+        Returns
+        -------
+        (n, n_samples), or (n, n_classes, n_samples) for latent functions of more than two classes
+        """
+        X, container = self._prepare_X(X)
+        draws = self._draw(X, n_samples, random_state)
+        if latent:
+            return container.wrap(draws.movedim(0, -1) if draws.dim() == 2 else draws.permute(2, 1, 0))
+        labels = self._model.likelihood.sample(draws, generator=self._noise_generator(random_state))
+        return self.classes_[labels.long().cpu().numpy().T]
+
+    def loo_predict_proba(self) -> np.ndarray:
+        """Return the class probabilities of each training row given all others, hyperparameters held.
+
+        Returns
+        -------
+        (n, n_classes) at the rows passed to ``fit``; NaN for rows of zero weight
+            From the cavity of each row's site; approximate as the sites are.
+        """
+        self._require_fitted()
+        m, v = self._loo_marginals()
+        probs = self._probabilities(m, v).mT
+        return Container().wrap(self._to_original_rows(probs).mT)

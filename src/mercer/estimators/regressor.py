@@ -1,0 +1,364 @@
+"""Gaussian-process regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import RegressorMixin
+from sklearn.callback import with_callbacks
+from torch import Tensor
+
+from mercer.estimators._base import BaseGP
+from mercer.estimators._rows import Container, Rows, Units
+from mercer.estimators._validation import check_row_vector, check_targets, resolve_dtype
+from mercer.likelihoods.base import Likelihood
+from mercer.likelihoods.gaussian import Gaussian
+from mercer.policy import NumericalPolicy
+
+
+# powers of the unit of y in the learnable parameters of a likelihood
+_LIKELIHOOD_UNITS = {"likelihood.noise_variance": 2, "likelihood.scale": 1}
+
+
+class GPRegressor(RegressorMixin, BaseGP):
+    """Gaussian-process regression with learned kernel and noise.
+
+    y = f(x) + ε with f ~ GP(0, k). Hyperparameters maximise the log evidence; inputs and targets are
+    standardised inside and everything is reported in the units of X and y.
+
+    Parameters
+    ----------
+    kernel : str or gpytorch Kernel, default=None
+        ``"matern52"`` (the default), ``"rbf"``, ``"matern32"``, ``"rq"``, ``"periodic"``, ``"linear"``, sums and
+        products such as ``"matern52 + linear"``, or any gpytorch kernel; see `mercer.kernels`. Values set
+        explicitly are in the units of X; unset ones start from the data. A kernel without an amplitude gets one.
+    likelihood : str or Likelihood, default="gaussian"
+        ``"gaussian"`` or ``"student_t"`` (robust to outliers), or an object.
+    mean : gpytorch Mean, default=None
+        Prior mean in standardised units; None is the weighted mean of y.
+    family : str or Family, default="auto"
+        How the posterior is represented; ``"exact"`` is dense.
+    engine : str or Engine, default="auto"
+        ``"conjugate"`` (Gaussian noise), ``"dual"``, ``"laplace"`` or ``"power_ep"``.
+    optimizer : {"lbfgs", None}, default="lbfgs"
+        None keeps the hyperparameters as given.
+    n_restarts : int, default=0
+        Random restarts of the optimiser.
+    max_iter : int, default=100
+        Most optimiser iterations.
+    standardize : bool, default=True
+        Standardise X and y inside.
+    dtype : {"float64", "float32"}, default="float64"
+        Working precision; float32 raises the floor of the noise variance to 1e-4 var(y).
+    device : str or torch.device, default=None
+        None follows X if it is a tensor, else the CPU.
+    warm_start : bool, default=False
+        Start from the hyperparameters of the previous fit.
+    verbose : int, default=0
+        Show a progress bar.
+    random_state : int, RandomState or None, default=None
+        Draws restarts and subsets.
+
+    Attributes
+    ----------
+    kernel_ : gpytorch Kernel
+        Learned kernel in the units of X and y.
+    noise_variance_ : float or ndarray of shape (n_outputs,)
+        Learned noise variance in units of y²; None if it was known per row or the likelihood has none.
+    likelihood_ : Likelihood
+        Learned likelihood in standardised units.
+    posterior_ : Posterior
+        Conditioned process in standardised units.
+    log_marginal_likelihood_value_ : float
+        Log evidence at the learned hyperparameters, in nats, for y in its own units.
+    theta_, theta_names_ : ndarray of shape (k,), list of str
+        Learned hyperparameters as one vector, and their names.
+    fit_report_ : FitReport
+        What ran, why, and how it ended.
+    n_iter_ : int
+    converged_ : bool
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Only if X was a data frame.
+
+    See Also
+    --------
+    GPClassifier, GPCountRegressor
+
+    Notes
+    -----
+    ``sample_weight`` has replication semantics: weight w is the row seen w times. NaN in y is a missing target.
+
+    References
+    ----------
+    Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, chapters 2 and 5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mercer import GPRegressor
+    >>> X = np.linspace(0, 6, 40)[:, None]
+    >>> y = np.sin(X[:, 0])
+    >>> mean, std = GPRegressor().fit(X, y).predict([[1.5]], return_std=True)
+    >>> bool(abs(mean[0] - np.sin(1.5)) < 0.01)
+    True
+    """
+
+    _standardize_y = True
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        *,
+        likelihood: Any = "gaussian",
+        mean: Any = None,
+        family: Any = "auto",
+        engine: Any = "auto",
+        optimizer: str | None = "lbfgs",
+        n_restarts: int = 0,
+        max_iter: int = 100,
+        standardize: bool = True,
+        dtype: str = "float64",
+        device: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        random_state: Any = None,
+    ):
+        self.kernel = kernel
+        self.likelihood = likelihood
+        self.mean = mean
+        self.family = family
+        self.engine = engine
+        self.optimizer = optimizer
+        self.n_restarts = n_restarts
+        self.max_iter = max_iter
+        self.standardize = standardize
+        self.dtype = dtype
+        self.device = device
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _make_likelihood(self, rows: Rows, units: Units) -> Likelihood:
+        likelihood = self._fresh_likelihood(self.likelihood, units)
+        floor = NumericalPolicy(dtype=resolve_dtype(self.dtype)).noise_floor
+        return likelihood.with_noise_floor(floor) if isinstance(likelihood, Gaussian) else likelihood
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, noise_variance: Any = None) -> GPRegressor:
+        """Learn the hyperparameters and condition on the data.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame or tensor of shape (n, d)
+        y : array-like or tensor of shape (n,) or (n, n_outputs)
+            NaN marks a missing target.
+        sample_weight : array-like of shape (n,), default=None
+            Replication weights, ≥ 0.
+        noise_variance : float or array-like of shape (n,), default=None
+            Known noise variance per row, in units of y²; nothing is then learned about the noise.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            Bad shapes, NaN in X, no observed target, all weights zero, or a covariance that cannot be factored.
+            The estimator is left as it was.
+        """
+        side = {}
+        if noise_variance is not None:
+            side["noise_variance"] = check_row_vector("noise_variance", noise_variance, X, positive=True)
+        return self._fit(X, y, lambda y: check_targets(self, y, X), sample_weight, side)
+
+    @property
+    def noise_variance_(self) -> Any:
+        """Learned noise variance in units of y², or None."""
+        stored = getattr(self.likelihood_, "log_noise_variance", None)
+        if stored is None or "noise_variance" in self._rows.side:
+            return None
+        value = float(stored.detach().exp()) * np.square(self._units.y_scale)
+        return float(value) if value.ndim == 0 else value
+
+    def _likelihood_offset(self, name: str, units: Units) -> float:
+        return _LIKELIHOOD_UNITS.get(name, 0) * float(np.log(units.output_scale))
+
+    # ------------------------------------------------------------------ reading off the posterior
+
+    def _outputs(self, value: Tensor) -> Tensor:
+        """Move outputs from the front, (p, n), to where scikit-learn has them, (n, p)."""
+        return value.mT if value.dim() > 1 else value
+
+    def _scale(self, value: Tensor) -> Tensor:
+        return torch.as_tensor(np.asarray(self._units.y_scale)).to(value)
+
+    def _in_user_units(self, mean: Tensor) -> Tensor:
+        return self._outputs(mean) * self._scale(mean) + torch.as_tensor(np.asarray(self._units.y_center)).to(mean)
+
+    def _observed(self, m: Tensor, v: Tensor, noise_variance: Any, n: int) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of y* from the latent marginals, in model units."""
+        side = {}
+        if "noise_variance" in self._model.likelihood.side_names and (
+            noise_variance is not None or "noise_variance" in self._rows.side
+        ):
+            known = self._rows.side.get("noise_variance")
+            values = (
+                np.full(n, np.average(known, weights=self._rows.weight))
+                if noise_variance is None
+                else check_row_vector("noise_variance", noise_variance, np.empty((n, 1)), positive=False)
+            )
+            scale = np.square(np.atleast_1d(self._units.y_scale))[:, None]
+            side["noise_variance"] = torch.as_tensor(values / scale).to(m).reshape(m.shape)
+        predictive = self._model.likelihood.predictive(m, v, **side)
+        return predictive.mean, predictive.variance
+
+    def predict(
+        self,
+        X: Any,
+        return_std: bool = False,
+        return_cov: bool = False,
+        *,
+        latent: bool = False,
+        noise_variance: Any = None,
+    ) -> Any:
+        """Predict the mean of y at X, and how far y may be from it.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame or tensor of shape (n, d)
+            A tensor gives tensors back, on its device, differentiable in X.
+        return_std : bool, default=False
+            Also return the standard deviation, in units of y.
+        return_cov : bool, default=False
+            Also return the covariance, in units of y²; not with ``return_std``.
+        latent : bool, default=False
+            Describe the noise-free f instead of the observed y.
+        noise_variance : float or array-like of shape (n,), default=None
+            Known noise of the new observations where ``fit`` had known noise; default its weighted mean.
+
+        Returns
+        -------
+        mean : (n,) or (n, n_outputs)
+        std : same shape, if ``return_std``
+        cov : (n, n) or (n, n, n_outputs), if ``return_cov``
+
+        Raises
+        ------
+        ValueError
+            Both ``return_std`` and ``return_cov``, or columns other than in ``fit``.
+        """
+        if return_std and return_cov:
+            raise ValueError("return_std and return_cov cannot both be True; the covariance has the variances.")
+        X, container = self._prepare_X(X)
+        if return_cov:
+            return self._predict_cov(X, container, latent, noise_variance)
+        if not return_std:
+            return container.wrap(self._in_user_units(self._latent_mean(X)))
+        m, v = self._latent_marginals(X)
+        mean, variance = (m, v) if latent else self._observed(m, v, noise_variance, len(X))
+        return (
+            container.wrap(self._in_user_units(mean)),
+            container.wrap(self._outputs(variance).sqrt() * self._scale(variance)),
+        )
+
+    def _predict_cov(self, X: Tensor, container: Container, latent: bool, noise_variance: Any) -> Any:
+        policy = self._model.policy
+        moved = self._units.inputs(X.to(dtype=policy.dtype, device=policy.device))
+        m, covariance = self.posterior_.joint(moved)
+        if not latent:
+            v = covariance.diagonal(dim1=-2, dim2=-1).expand_as(m)
+            noise = self._observed(m, v, noise_variance, len(X))[1] - v
+            covariance = covariance + torch.diag_embed(noise)
+        if m.dim() == 2:
+            covariance = covariance.expand(len(m), -1, -1).movedim(0, -1)
+        mean = self._in_user_units(m)
+        return container.wrap(mean), container.wrap(covariance * self._scale(covariance).square())
+
+    def log_predictive_density(self, X: Any, y: Any) -> Any:
+        """Return log p(yᵢ | xᵢ, data) per row.
+
+        Parameters
+        ----------
+        X : (n, d)
+        y : (n,) or (n, n_outputs)
+
+        Returns
+        -------
+        (n,) or (n, n_outputs), in nats for y in its own units; minus its mean is the NLPD.
+        """
+        targets = check_targets(self, y, X)
+        X, container = self._prepare_X(X)
+        m, v = self._latent_marginals(X)
+        y_model = torch.as_tensor(((targets - self._units.y_center) / self._units.y_scale).T).to(m)
+        side = {}
+        if "noise_variance" in self._rows.side:
+            noise = self._observed(m, v, None, len(X))[1] - v
+            side["noise_variance"] = noise
+        density = self._model.likelihood.log_predictive_density(y_model, m, v, **side)
+        return container.wrap(self._outputs(density) - self._scale(density).log())
+
+    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0, *, latent: bool = True) -> Any:
+        """Draw functions from the posterior and evaluate them at X.
+
+        Parameters
+        ----------
+        X : (n, d)
+        n_samples : int, default=1
+        random_state : int, RandomState or None, default=0
+            Equal seeds give the same functions at any X, so that calls are consistent with each other.
+        latent : bool, default=True
+            Draw the noise-free f; False adds observation noise.
+
+        Returns
+        -------
+        (n, n_samples) or (n, n_outputs, n_samples), in units of y
+        """
+        X, container = self._prepare_X(X)
+        draws = self._draw(X, n_samples, random_state)
+        if not latent:
+            draws = self._model.likelihood.sample(draws, generator=self._noise_generator(random_state))
+        moved = torch.stack([self._in_user_units(draw) for draw in draws], dim=-1)
+        return container.wrap(moved)
+
+    def loo_predict(self, return_std: bool = False, *, latent: bool = False) -> Any:
+        """Predict each training row from all others, in closed form, hyperparameters held.
+
+        Parameters
+        ----------
+        return_std : bool, default=False
+        latent : bool, default=False
+            As in ``predict``.
+
+        Returns
+        -------
+        mean : (n,) or (n, n_outputs)
+            At the rows passed to ``fit``; NaN for rows of zero weight. A row of weight w loses one replicate.
+        std : same shape, if ``return_std``
+
+        References
+        ----------
+        Rasmussen and Williams (2006), eq. 5.12, for Gaussian noise; the site cavity otherwise.
+        """
+        self._require_fitted()
+        m, v = self._loo_marginals()
+        if not latent and return_std:
+            side = {}
+            known = self._rows.side.get("noise_variance")
+            if known is not None:
+                scale = np.square(np.atleast_1d(self._units.y_scale))[:, None]
+                side["noise_variance"] = torch.as_tensor(known / scale).to(m).reshape(m.shape)
+            m, v, _ = self._model.likelihood.predictive(m, v, **side)
+        m, v = self._to_original_rows(m), self._to_original_rows(v.expand_as(m))
+        mean = Container().wrap(self._in_user_units(m))
+        if not return_std:
+            return mean
+        return mean, Container().wrap(self._outputs(v).sqrt() * self._scale(v))

@@ -1,0 +1,149 @@
+"""Turn strings and "auto" into a Model, by rules that can be read, and say why.
+
+``FAMILY_RULES`` and ``ENGINE_RULES`` are the whole of "auto": the first rule that applies wins, and its reason is
+repeated in the fit report. Pairs that do not fit are refused with the nearest pair that does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mercer.families.base import Family, Prior
+from mercer.families.exact import Exact
+from mercer.inference.conjugate import Conjugate
+from mercer.inference.dual import Dual
+from mercer.inference.laplace import Laplace
+from mercer.inference.moment import PowerEP
+from mercer.likelihoods.base import Likelihood
+from mercer.model import Model
+from mercer.policy import NumericalPolicy
+
+_EXACT_MATRICES = 4  # n × n matrices alive at the peak of one evidence-and-gradient evaluation
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the rules look at: n rows, d columns, the likelihood and the numerical policy."""
+
+    n_rows: int
+    n_features: int
+    likelihood: Likelihood
+    policy: NumericalPolicy
+
+    @property
+    def exact_bytes(self) -> int:
+        """Peak memory of the exact family, in bytes."""
+        itemsize = torch.finfo(self.policy.dtype).bits // 8
+        return _EXACT_MATRICES * self.likelihood.n_latents * self.n_rows**2 * itemsize
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of an "auto" table."""
+
+    name: str
+    applies: Callable[[Problem], bool]
+    make: Callable[[], Any]
+    reason: Callable[[Problem], str]
+
+
+FAMILY_RULES: tuple[Rule, ...] = (
+    Rule(
+        "exact",
+        lambda p: p.exact_bytes <= _memory(p.policy.device),
+        Exact,
+        lambda p: f"n = {p.n_rows}: the exact posterior needs {_size(p.exact_bytes)} and has no approximation error",
+    ),
+)
+
+ENGINE_RULES: tuple[Rule, ...] = (
+    Rule("conjugate", lambda p: p.likelihood.conjugate, Conjugate, lambda p: "Gaussian noise: closed form"),
+    Rule("dual", lambda p: True, Dual, lambda p: "non-Gaussian likelihood: natural-gradient variational sites"),
+)
+
+FAMILIES: dict[str, Callable[[], Any]] = {"exact": Exact}
+ENGINES: dict[str, Callable[[], Any]] = {
+    "conjugate": Conjugate,
+    "dual": Dual,
+    "laplace": Laplace,
+    "power_ep": PowerEP,
+}
+
+
+def resolve(
+    prior: Prior, likelihood: Likelihood, family: Any, engine: Any, n_rows: int, policy: NumericalPolicy, d: int
+) -> tuple[Model, dict[str, str]]:
+    """Return the model and, per choice, the reason for it.
+
+    Parameters
+    ----------
+    prior : Prior
+    likelihood : Likelihood
+    family : str or Family
+        "auto", a key of ``FAMILIES``, or an object with ``plan`` and ``condition``.
+    engine : str or Engine
+        "auto", a key of ``ENGINES``, or an object with ``init``, ``step`` and ``objective``.
+    n_rows, d : int
+    policy : NumericalPolicy
+
+    Raises
+    ------
+    ValueError
+        Unknown name, a pair that does not fit, or a problem too large for the family.
+    """
+    problem = Problem(n_rows, d, likelihood, policy)
+    family, family_reason = _choose("family", family, FAMILY_RULES, FAMILIES, Family, problem)
+    engine, engine_reason = _choose("engine", engine, ENGINE_RULES, ENGINES, None, problem)
+    _check_pair(engine, likelihood)
+    return Model(prior, likelihood, family, engine, policy), {"family": family_reason, "engine": engine_reason}
+
+
+def _choose(
+    parameter: str, choice: Any, rules: tuple[Rule, ...], table: dict[str, Any], kind: Any, problem: Problem
+) -> tuple[Any, str]:
+    if isinstance(choice, str):
+        if choice == "auto":
+            for rule in rules:
+                if rule.applies(problem):
+                    return rule.make(), rule.reason(problem)
+            raise ValueError(
+                f"{parameter}='auto': no rule fits n = {problem.n_rows} rows. The exact family would need "
+                f"{_size(problem.exact_bytes)} of memory and this device has {_size(_memory(problem.policy.device))}. "
+                "Fit on a subset of the rows, or use dtype='float32' to halve the memory."
+            )
+        if choice not in table:
+            raise ValueError(f"{parameter}={choice!r} is unknown; choose one of {['auto', *table]} or pass an object.")
+        return table[choice](), "chosen by the user"
+    if isinstance(choice, type) or not (hasattr(choice, "name") and (kind is None or isinstance(choice, kind))):
+        raise TypeError(
+            f"{parameter} must be 'auto', one of {list(table)}, or an instance with that interface; got {choice!r}."
+        )
+    return choice, "chosen by the user"
+
+
+def _check_pair(engine: Any, likelihood: Likelihood) -> None:
+    """Refuse an engine that cannot serve the likelihood, naming the nearest pair that works."""
+    name = type(likelihood).__name__
+    if engine.name == "conjugate" and not likelihood.conjugate:
+        raise ValueError(f"engine='conjugate' needs a Gaussian likelihood, not {name}; use engine='dual'.")
+    if engine.name in ("laplace", "power_ep", "moment") and likelihood.n_latents > 1:
+        raise ValueError(
+            f"engine={engine.name!r} handles one latent function and {name} has {likelihood.n_latents}; "
+            "use engine='dual'."
+        )
+
+
+def _memory(device: torch.device) -> int:
+    """Return the memory of the device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2g} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2g} MB"

@@ -122,7 +122,8 @@ def _gaussian(likelihood: gpytorch.likelihoods.GaussianLikelihood) -> Gaussian:
     raw = noise.raw_noise
     value = likelihood.noise.detach().double()
     low, high = _finite_bounds(noise.raw_noise_constraint, default=(1e-8, 1e2))
-    adapted = Gaussian(value.squeeze(-1), learn_noise=raw.requires_grad, bounds=(low, high))
+    value = value.squeeze(-1) if value.dim() == 1 else value
+    adapted = Gaussian(value, learn_noise=raw.requires_grad, bounds=(low, high))
     for name, _, prior, _, _ in likelihood.named_priors():
         if name.endswith("noise_prior"):
             adapted.log_priors["noise_variance"] = prior.log_prob

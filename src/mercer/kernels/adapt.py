@@ -78,9 +78,10 @@ def _fit_columns(kernel: Kernel, visible: list[int], names: Sequence[str] | None
     n_columns = len(visible)
     if getattr(kernel, "ard_deferred", False):
         kernel.ard_deferred = False
-        kernel.ard_num_dims = n_columns
+        kernel.ard_num_dims = kernel.ard_num_dims or n_columns
         for leaf in ("raw_lengthscale", "raw_period_length", "raw_variance"):
-            if isinstance(parameter := getattr(kernel, leaf, None), torch.nn.Parameter):
+            parameter = getattr(kernel, leaf, None)
+            if isinstance(parameter, torch.nn.Parameter) and parameter.shape[-1] == 1:
                 parameter.data = parameter.data.expand(*parameter.shape[:-1], n_columns).clone()
     if kernel.ard_num_dims is not None and kernel.ard_num_dims != n_columns:
         raise ValueError(

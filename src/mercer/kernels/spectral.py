@@ -45,8 +45,7 @@ def sample_frequencies(kernel: Kernel, d: int, n: int, generator: torch.Generato
 
     Parameters
     ----------
-    kernel : gpytorch Kernel
-        A leaf: no scale, sum or product.
+    kernel : gpytorch Kernel without scale, sum or product
     d : int
         Number of columns that the leaf sees.
     n : int
@@ -128,10 +127,8 @@ def has_spectral(kernel: Kernel) -> bool:
         return all(has_spectral(part) for part in kernel.kernels)
     if isinstance(kernel, CosineKernel):
         return kernel.active_dims is not None and len(kernel.active_dims) == 1
-    if isinstance(kernel, (LinearKernel, ConstantKernel)):
-        return True
     # Exact types: a subclass may mean another covariance.
-    return type(kernel) in sample_frequencies.registry
+    return type(kernel) in (LinearKernel, ConstantKernel, *sample_frequencies.registry)
 
 
 def prior_paths(
@@ -175,8 +172,7 @@ def prior_paths(
     The covariance of the paths errs by O(1/√n_features); linear and constant summands are exact.
     """
     summands = _expand(kernel, torch.arange(d))
-    share = max(2, n_features // len(summands))
-    features = [summand.draw(d, n_paths, share, generator) for summand in summands]
+    features = [summand.draw(d, n_paths, n_features // len(summands), generator) for summand in summands]
     return PriorPaths([feature.to(dtype, torch.device(device)) for feature in features])
 
 
@@ -246,7 +242,7 @@ class _Summand:
             ]
             size = slopes[0].shape[0] if slopes else 1
             return _Features(slopes, None, _normal(n_paths, size, generator), math.sqrt(self.variance))
-        n = max(1, n_features // 2) if waves else n_features
+        n = max(1, n_features // 2 if waves else n_features)
         slopes = [
             _scatter(_normal(n, len(columns), generator) * _row(leaf.variance).sqrt(), columns, d)
             for leaf, columns in linear

@@ -69,21 +69,24 @@ def check_kernel(kernel: Kernel, d: int = 3, *, rtol: float = 1e-10) -> None:
 
 def _check_against_gpytorch(kernel: Kernel, X: Tensor, X2: Tensor | None, size: float, rtol: float) -> None:
     """Compare value and first derivatives with gpytorch's evaluation and autograd."""
-    weight = torch.linspace(-1, 2, X.shape[0] * (X if X2 is None else X2).shape[0], dtype=X.dtype)
-    gradients = []
-    for ours in (True, False):
-        inputs = [value.clone().requires_grad_() for value in (X, X2) if value is not None]
-        value = gram(kernel, *inputs) if ours else kernel(*inputs).to_dense()
-        parameters = [p for p in kernel.parameters() if p.requires_grad]
-        if value.requires_grad:
-            total = (value * weight.reshape(value.shape)).sum()
-            found = torch.autograd.grad(total, [*parameters, *inputs], allow_unused=True)
-        gradients.append((value.detach(), [torch.zeros(1) if g is None else g for g in found]))
-    (value, ours), (reference, theirs) = gradients
+    value, gradients = _evaluated(kernel, X, X2, ours=True)
+    reference, expected = _evaluated(kernel, X, X2, ours=False)
     _close(value, reference, size, rtol, "gram differs from gpytorch's evaluation")
-    for mine, autograd in zip(ours, theirs, strict=True):
+    for mine, autograd in zip(gradients, expected, strict=True):
         scale = max(1.0, autograd.abs().max().item())
         _close(mine, autograd, scale, 100 * rtol, "the gradient differs from gpytorch's")
+
+
+def _evaluated(kernel: Kernel, X: Tensor, X2: Tensor | None, *, ours: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return the matrix and the gradients of one linear functional of it."""
+    inputs = [value.clone().requires_grad_() for value in (X, X2) if value is not None]
+    other = inputs[1] if len(inputs) == 2 else None
+    value = gram(kernel, inputs[0], other) if ours else kernel(inputs[0], other).to_dense()
+    leaves = [p for p in kernel.parameters() if p.requires_grad] + inputs
+    if not value.requires_grad:
+        return value, [torch.zeros_like(leaf) for leaf in leaves]
+    weight = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
+    return value.detach(), list(torch.autograd.grad((value * weight).sum(), leaves, materialize_grads=True))
 
 
 def _close(value: Tensor, reference: Tensor, size: float, rtol: float, message: str) -> None:

@@ -104,6 +104,17 @@ def test_known_noise_replaces_the_learned_one():
     torch.testing.assert_close(sites.precision, tensor(10.0, 0.0))
 
 
+def test_outputs_that_agree_share_one_row_of_precisions():
+    y, weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=DTYPE), tensor(1.0, 2.0)
+    shared = Gaussian(0.5).sites(y, weight)
+    own = Gaussian(tensor(0.5, 0.25).unsqueeze(-1)).sites(y, weight)
+    gaps = Gaussian(0.5).sites(torch.where(y == 4, NAN, y), weight)
+    torch.testing.assert_close(shared.precision.detach(), tensor(2.0, 4.0))
+    torch.testing.assert_close(shared.linear.detach(), tensor(2.0, 4.0) * y)
+    torch.testing.assert_close(own.precision.detach(), torch.tensor([[2.0, 4.0], [4.0, 8.0]], dtype=DTYPE))
+    torch.testing.assert_close(gaps.precision.detach(), torch.tensor([[2.0, 4.0], [2.0, 0.0]], dtype=DTYPE))
+
+
 def test_gaussian_sites_and_scale_learn_the_noise():
     likelihood = Gaussian(0.5)
     y, weight = tensor(1.0, NAN, 2.0), tensor(1.0, 1.0, 3.0)

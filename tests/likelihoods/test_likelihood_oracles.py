@@ -69,6 +69,17 @@ def test_expectations_match_fine_integration(name):
         assert float(density[i]) == pytest.approx(oracle.log_evidence(row, M[i], V[i]), rel=1e-7)
 
 
+@pytest.mark.parametrize("power", [0.5, 0.1])
+@pytest.mark.parametrize("name", TABLE)
+def test_tilted_normalisers_match_fine_integration(name, power):
+    likelihood, y, side, log_density = TABLE[name]
+    side = {key: torch.as_tensor(value) for key, value in side.items()}
+    found = likelihood.log_tilted(*as_tensors(y, M, V), power, **side).detach()
+    for i in range(4):
+        row = partial(lambda i, f: power * log_density(y[i], f, i), i)
+        assert found[i].item() == pytest.approx(oracle.log_evidence(row, M[i], V[i]), rel=1e-7)
+
+
 def test_softmax_draws_match_a_tensor_grid_within_their_error():
     rng = np.random.default_rng(0)
     m, v, y = rng.normal(size=(3, 4)), 0.5 * rng.uniform(size=(3, 4)), np.array([0.0, 1, 2, 1])

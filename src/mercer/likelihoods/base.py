@@ -75,6 +75,8 @@ class Likelihood(nn.Module):
     n_latents: int = 1
     log_concave: bool = True
     conjugate: bool = False
+    #: how well α and β agree with the derivatives of ``value``, in nats per row
+    resolution: float = 0.0
     support: str = "real"
     side_names: tuple[str, ...] = ()
 

@@ -24,7 +24,7 @@ from mercer.likelihoods.base import (
     fill_missing,
     masked,
 )
-from mercer.likelihoods.quadrature import QuadratureLikelihood, attach, log_expectation
+from mercer.likelihoods.quadrature import QuadratureLikelihood, attach
 
 FAR_TAIL = 50.0  # beyond it r(z) + z cancels and its asymptotic series is exact to 1e-11
 BLOCK_ELEMENTS = 2**22  # elements of one softmax temporary, 32 MiB in float64
@@ -103,10 +103,7 @@ class Bernoulli(QuadratureLikelihood):
 
     def log_predictive_density(self, y: Tensor, m: Tensor, v: Tensor, **side: Tensor) -> Tensor:
         if self.link == "logit":
-            y, observed = fill_missing(y, m)
-            y, m, v = torch.broadcast_tensors(y, m, v)
-            density, slopes = self._at_nodes(y, {})
-            return masked(log_expectation(density, m, v, self.n_nodes, slopes, adaptive=True), observed)
+            return self.log_tilted(y, m, v)
         return self.log_prob(y, m * torch.rsqrt(1 + v))
 
     def sample(self, f: Tensor, generator: torch.Generator | None = None, **side: Tensor) -> Tensor:
@@ -142,6 +139,7 @@ class Softmax(Likelihood):
     """
 
     support = "classes"
+    resolution = 1e-4
 
     def __init__(self, n_classes: int, n_draws: int = 128) -> None:
         super().__init__()

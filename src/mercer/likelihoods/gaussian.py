@@ -84,7 +84,7 @@ class Gaussian(Likelihood):
         Returns
         -------
         Sites
-            (*b, n); differentiable in σ².
+            λ1 (*b, n); λ2 (*b, n), or (n,) when all outputs agree on it. Differentiable in σ².
         """
         filled, observed = fill_missing(y, y, 0.0)
         if bool(observed.all()):
@@ -149,6 +149,14 @@ class Gaussian(Likelihood):
         y, observed = fill_missing(y, m)
         mean, total, _ = self.predictive(m, v, **side)
         return masked(-0.5 * (LOG_2PI + total.log() + (y - mean).square() / total), observed)
+
+    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float = 1.0, **side: Tensor) -> Tensor:
+        """Return log ∫ p(y|f)^power N(f; m, v) df, power > 0, in nats: a Gaussian of variance σ²/power."""
+        y, observed = fill_missing(y, m)
+        noise = self.variance(m, **side)
+        total = v + noise / power
+        rescale = (1 - power) * (LOG_2PI + noise.log()) - math.log(power)
+        return masked(0.5 * (rescale - LOG_2PI - total.log() - (y - m).square() / total), observed)
 
     def sample(self, f: Tensor, generator: torch.Generator | None = None, **side: Tensor) -> Tensor:
         noise = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)

@@ -267,11 +267,25 @@ class QuadratureLikelihood(Likelihood):
         found = expectation(density, m, v, self.n_nodes, slopes)
         return ExpectedLogProb(*(masked(item, observed) for item in found))
 
-    def log_predictive_density(self, y: Tensor, m: Tensor, v: Tensor, **side: Tensor) -> Tensor:
+    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float = 1.0, **side: Tensor) -> Tensor:
+        """Return log ∫ p(y|f)^power N(f; m, v) df, in nats: the normaliser of power expectation propagation.
+
+        ``power`` may be fractional, or negative to take a factor out. It has gradients in m, v, parameters.
+        """
         y, observed = self._fill(y, m)
         y, m, v = torch.broadcast_tensors(y, m, v)
         density, slopes = self._at_nodes(y, _rows(side, m))
-        return masked(log_expectation(density, m, v, self.n_nodes, slopes, self.log_concave), observed)
+
+        def tempered(f: Tensor) -> tuple[Tensor, Tensor]:
+            d1, d2 = slopes(f)
+            return power * d1, power * d2
+
+        concave = self.log_concave and power > 0
+        found = log_expectation(lambda f: power * density(f), m, v, self.n_nodes, tempered, concave)
+        return masked(found, observed)
+
+    def log_predictive_density(self, y: Tensor, m: Tensor, v: Tensor, **side: Tensor) -> Tensor:
+        return self.log_tilted(y, m, v, 1.0, **side)
 
 
 def _rows(side: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:

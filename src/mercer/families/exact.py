@@ -221,7 +221,7 @@ class ExactPosterior:
         batch = torch.broadcast_shapes(self.sites.linear.shape[:-1], self.factor.root.shape[:-1])
         n_paths = n_samples * batch.numel()
         paths = prior_paths(
-            self.prior.kernel, n_paths, 2048, generator, X.shape[-1], dtype=X.dtype, device=X.device
+            self.prior.kernel, n_paths, 2048, generator, d=X.shape[-1], dtype=X.dtype, device=X.device
         )
         at_data = paths(self.plan.X).reshape(n_samples, *batch, -1)
         noise = self._normal(at_data.shape, X, generator)

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """Where an engine stands: sites, the posterior they give, the objective there (nats) and the step size."""
+    """Where an engine stands: sites, the posterior they give, the objective there (nats) and the step size.
+
+    ``history`` is the engine's own memory of past steps.
+    """
 
     sites: Sites
     posterior: Any
     value: float
     step_size: float = 1.0
+    history: tuple[Any, ...] = ()
 
 
 class Engine(Protocol):

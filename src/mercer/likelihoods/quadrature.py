@@ -121,7 +121,11 @@ def expectation(
 ) -> ExpectedLogProb:
     """Average a scalar function over N(m, v), with its derivatives at the same nodes.
 
-    value = Σ_q w_q g(f_q), α = Σ_q w_q g'(f_q), β = −Σ_q w_q g''(f_q), f_q = m + √v x_q.
+    value = Σ_q w_q g(f_q), α = Σ_q w_q g'(f_q), β = −Σ_q w_q x_q g'(f_q)/√v, f_q = m + √v x_q.
+
+    This β is exactly −2 ∂value/∂v of the rule itself, so that a variational bound and its natural gradient agree
+    even where the rule is coarse, and it is positive for concave g because the nodes are symmetric. As v → 0
+    it would divide rounding errors by √v; the equal −Σ_q w_q g''(f_q) takes over there.
 
     Parameters
     ----------
@@ -148,7 +152,11 @@ def expectation(
     m, v = torch.broadcast_tensors(m, v)
     f, weight = _nodes(m, v, n_nodes)
     d1, d2 = _slopes_at(fn, slopes, f)
-    alpha, beta = d1 @ weight, -(d2 @ weight)
+    alpha, direct = d1 @ weight, -(d2 @ weight)
+    wide = v > torch.finfo(v.dtype).eps ** 0.5
+    deviation = v.detach().where(wide, torch.ones_like(v)).sqrt()
+    x, _ = gauss_hermite(n_nodes, m)
+    beta = torch.where(wide, -(d1 @ (x * weight)) / deviation, direct)
     return ExpectedLogProb(attach(fn(f) @ weight, m, v, alpha, beta), alpha, beta)
 
 

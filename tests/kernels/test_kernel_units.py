@@ -135,6 +135,15 @@ def test_kernel_without_rule_is_reported():
     ]
 
 
+def test_kernel_object_used_twice_is_untied():
+    leaf = RBF(2.0)
+    kernel, notes = prepare(leaf * Linear(1.0) + ScaleKernel(leaf) + leaf, 2)
+    lengthscales = [path for path in kernel_params(kernel) if path.endswith("lengthscale")]
+    assert len(lengthscales) == 3 and sum("appears twice" in note for note in notes) == 2
+    rescale(kernel, torch.tensor([3.0, 3.0]), 1.0)
+    assert all(kernel_params(kernel)[path] == pytest.approx([6.0, 6.0]) for path in lengthscales)
+
+
 def test_scale_around_a_kernel_with_later_columns_selects_them():
     kernel, _ = prepare(ScaleKernel(RBF(1.0, active_dims=["wind"])), 3, NAMES)
     X = torch.randn(4, 3, dtype=torch.float64)

@@ -53,9 +53,27 @@ def prepare(
         A column does not exist, or lengthscales and columns differ in number.
     """
     kernel = deepcopy(kernel).to(torch.float64)
-    _fit_columns(kernel, list(range(n_features)), feature_names)
     notes: list[str] = []
+    _untie(kernel, set(), notes)
+    _fit_columns(kernel, list(range(n_features)), feature_names)
     return _with_amplitude(kernel, notes), notes
+
+
+def _untie(kernel: Kernel, seen: set[int], notes: list[str]) -> None:
+    """Give each place of an expression its own kernel: two places may need different units and columns."""
+    places: list[tuple[torch.nn.Module, str]] = []
+    if isinstance(kernel, ScaleKernel):
+        places = [(kernel, "base_kernel")]
+    elif isinstance(kernel, (AdditiveKernel, ProductKernel)):
+        places = [(kernel.kernels, str(index)) for index in range(len(kernel.kernels))]
+    for owner, name in places:
+        part = owner.get_submodule(name)
+        if id(part) in seen:
+            part = deepcopy(part)
+            setattr(owner, name, part)
+            notes.append(f"{type(part).__name__} appears twice; its parameters are learned separately.")
+        seen.add(id(part))
+        _untie(part, seen, notes)
 
 
 def _fit_columns(kernel: Kernel, visible: list[int], names: Sequence[str] | None) -> None:

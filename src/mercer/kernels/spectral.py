@@ -63,9 +63,8 @@ def sample_frequencies(kernel: Kernel, d: int, n: int, generator: torch.Generato
     TypeError
         The kernel type has no rule.
     """
-    raise TypeError(
-        f"kernel {type(kernel).__name__} has no spectral rule; register one with sample_frequencies."
-    )
+    name = type(kernel).__name__
+    raise TypeError(f"kernel {name} has no spectral rule; register one with sample_frequencies.")
 
 
 @sample_frequencies.register
@@ -284,8 +283,7 @@ def _expand_selected(kernel: Kernel, columns: Tensor) -> list[_Summand]:
 
 def _scatter(values: Tensor, columns: Tensor, d: int) -> Tensor:
     """Place values for some columns among all d."""
-    full = values.new_zeros(values.shape[0], d)
-    return full.index_add_(1, columns, values)
+    return values.new_zeros(values.shape[0], d).index_add_(1, columns, values)
 
 
 def _normal(n: int, d: int, generator: torch.Generator) -> Tensor:

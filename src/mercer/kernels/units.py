@@ -192,7 +192,9 @@ def _multiply(owner: gpytorch.Module, leaf: str, factor: Tensor, skip: Collectio
     factor = factor.to(parameter)
     value = parameter_value(owner, leaf) * factor
     _scale_bounds(owner, leaf, factor)
-    assign(owner, leaf, value)
+    constraint = getattr(owner, f"{leaf}_constraint")
+    # A value on its bound may leave it by one rounding.
+    assign(owner, leaf, value.maximum(constraint.lower_bound).minimum(constraint.upper_bound))
 
 
 def _scale_bounds(owner: gpytorch.Module, leaf: str, factor: Tensor) -> None:

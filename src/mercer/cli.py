@@ -50,7 +50,7 @@ def user_errors() -> Iterator[None]:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Picture to write.")] = Path("mercer-demo.png"),
-    quick: Annotated[bool, typer.Option(help="Quarterly means and few iterations.")] = False,
+    quick: Annotated[bool, typer.Option(help="Quarterly instead of monthly means.")] = False,
 ) -> None:
     """Forecast ten held-out years of Mauna Loa CO₂, judge the forecast and draw it."""
     start = time.perf_counter()
@@ -58,13 +58,13 @@ def demo(
         from mercer.demo import draw, forecast_co2, load_co2
 
         series = load_co2(months=3 if quick else 1)
-        say(f"fitting {len(series.y)} means up to {series.t[-1, 0]:.1f} (ppm) …")
-        forecast = forecast_co2(series, max_iter=20 if quick else 100)
+        say(f"fitting {len(series.y)} {series.label} up to {series.t[-1, 0]:.1f} …")
+        forecast = forecast_co2(series)
         print_report(forecast.model, ["year"])
         scores = forecast.scores
         typer.echo(
-            f"\nforecast of {len(series.y_test)} held-out means, {series.t_test[0, 0]:.1f} to "
-            f"{series.t_test[-1, 0]:.1f}"
+            f"\nforecast of {len(series.y_test)} held-out {series.label}, "
+            f"{series.t_test[0, 0]:.1f} to {series.t_test[-1, 0]:.1f}"
         )
         typer.echo(f"  RMSE {scores['rmse']:.2f} ppm, NLPD {scores['nlpd']:.2f} nats")
         typer.echo(

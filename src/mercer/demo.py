@@ -19,8 +19,9 @@ DAYS_PER_YEAR = 365.25
 
 @dataclass(frozen=True)
 class Series:
-    """A series cut in two: times (n, 1) in decimal years, values (n,) in ppm."""
+    """A series cut in two: times (n, 1) in decimal years, values (n,) in ppm; ``label`` names the rows."""
 
+    label: str
     t: np.ndarray
     y: np.ndarray
     t_test: np.ndarray
@@ -57,35 +58,38 @@ def load_co2(months: int = 1) -> Series:
     from statsmodels.datasets import co2
 
     weekly = co2.load_pandas().data["co2"].dropna()
-    years = weekly.index.year + (weekly.index.dayofyear - 1) / DAYS_PER_YEAR
+    years = weekly.index.year + (weekly.index.day_of_year - 1) / DAYS_PER_YEAR
     block = (weekly.index.year * 12 + weekly.index.month - 1) // months
     means = weekly.to_frame("y").assign(t=years).groupby(block).mean()
     # The time of a mean is the mean of its weeks' times, so that months with gaps are not out of phase.
     t, y = means["t"].to_numpy(), means["y"].to_numpy()
     train = t <= t[-1] - HELD_OUT_YEARS
-    return Series(t[train, None], y[train], t[~train, None], y[~train])
+    label = {1: "monthly means", 3: "quarterly means"}.get(months, f"means over {months} months")
+    return Series(label, t[train, None], y[train], t[~train, None], y[~train])
 
 
 def co2_kernel() -> Any:
-    """Return trend + season + short-term kernel; length scales and the period are in years."""
+    """Return trend + season + short-term kernel; length scales in years, output scales in ppm².
+
+    The values are starting points of the right size, except the period: it is known to be a year and kept.
+    """
     from mercer.kernels import RBF, Linear, Matern12, Matern52, Periodic, ScaleKernel
 
-    trend = ScaleKernel(Matern52(lengthscale=50.0)) + Linear()
-    season = ScaleKernel(Periodic(period=1.0) * RBF(lengthscale=100.0))
-    return trend + season + ScaleKernel(Matern12(lengthscale=1.0))
+    year = Periodic(period=1.0)
+    year.raw_period_length.requires_grad_(False)
+    season = ScaleKernel(year * RBF(lengthscale=100.0)).double()
+    season.outputscale = 10.0
+    trend = Matern52(lengthscale=50.0, outputscale=1000.0) + Linear()
+    return trend + season + Matern12(lengthscale=1.0, outputscale=1.0)
 
 
-def forecast_co2(series: Series, *, max_iter: int = 100, verbose: int = 0) -> Forecast:
+def forecast_co2(series: Series) -> Forecast:
     """Fit on the training part, predict the held-out part and score it.
 
     Parameters
     ----------
     series : Series
         From :func:`load_co2`.
-    max_iter : int
-        Most iterations over the hyperparameters.
-    verbose : int
-        Passed to the estimator.
 
     Returns
     -------
@@ -94,8 +98,7 @@ def forecast_co2(series: Series, *, max_iter: int = 100, verbose: int = 0) -> Fo
     """
     from mercer import GPRegressor
 
-    model = GPRegressor(co2_kernel(), max_iter=max_iter, verbose=verbose, random_state=0)
-    model.fit(series.t, series.y)
+    model = GPRegressor(co2_kernel(), random_state=0).fit(series.t, series.y)
     mean, std = model.predict(series.t_test, return_std=True)
     error = np.abs(series.y_test - mean) / std
     scores = {
@@ -136,10 +139,11 @@ def draw(forecast: Forecast, path: Path) -> None:
         )
         ax.plot(series.t_test[:, 0], series.y_test, "o", color=VERMILLION, markersize=2.6, label="held out")
         ax.axvline(cut, color=GREY, linewidth=1.0, linestyle=":")
-        ax.legend(frameon=False, fontsize="small", loc="upper left", ncols=1 if ax is whole else 5)
+        ax.legend(frameon=False, fontsize="small", loc=("upper left", "lower right")[ax is zoom], ncols=2)
     scores = forecast.scores
-    title = f"Mauna Loa CO₂: {len(series.y)} means to {cut:.1f}, then {HELD_OUT_YEARS:.0f} years of forecast"
+    title = f"Mauna Loa CO₂: {len(series.y)} {series.label} to {cut:.1f}, then a forecast"
     whole.set_title(title, loc="left")
+    whole.set_xlim(float(series.t[0, 0]) - 0.5, end + 3.0)
     title = f"held-out years: RMSE {scores['rmse']:.2f} ppm, NLPD {scores['nlpd']:.2f} nats"
     zoom.set_title(title, loc="left")
     CalibrationDisplay.from_predictions(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from mercer.display._draws import has_gaussian_predictive, observed_draws
 from mercer.display._style import BLUE, GREY, INK, SKY, class_colour, pyplot, tidy
-from mercer.display.predictive import N_QUANTILE_DRAWS, has_gaussian_predictive
 
 N_LEVELS = 99
 
@@ -63,6 +63,7 @@ class CalibrationDisplay:
         *,
         n_bins: int = 10,
         kind: str = "both",
+        exposure: Any = None,
         random_state: Any = 0,
         ax: Any = None,
     ) -> CalibrationDisplay:
@@ -78,6 +79,8 @@ class CalibrationDisplay:
             Bins of the histogram or the reliability diagram.
         kind : {"both", "pit", "coverage"}
             Panels to draw; classification has one panel.
+        exposure : array-like of shape (n,), optional
+            Exposures of the rows, for counts fitted with exposure.
         random_state : int or RandomState
             Of the draws that stand for distributions without closed form, and of the PIT's randomisation
             within the jumps of discrete distributions.
@@ -95,7 +98,7 @@ class CalibrationDisplay:
                 y, probabilities=estimator.predict_proba(X), classes=estimator.classes_, **options
             )
         if not has_gaussian_predictive(estimator):
-            draws = estimator.sample_y(X, N_QUANTILE_DRAWS, random_state=random_state)
+            draws = observed_draws(estimator, X, random_state=random_state, exposure=exposure)
             return cls.from_predictions(y, samples=draws, kind=kind, random_state=random_state, **options)
         mean, std = estimator.predict(X, return_std=True)
         return cls.from_predictions(y, mean=mean, std=std, kind=kind, **options)

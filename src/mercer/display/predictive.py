@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from mercer.display._draws import has_gaussian_predictive, observed_draws
 from mercer.display._grid import build_grid
 from mercer.display._panels import draw_bands, draw_curves, draw_plane
 from mercer.display._style import new_axes
 
 LEVELS = (0.5, 0.95)
-N_QUANTILE_DRAWS = (
     1000  # a 97.5 % quantile then has a standard error of half a percentage point of probability
 )
 
@@ -98,7 +98,7 @@ class PredictiveDisplay:
         resolution : int
             Points along each column (at most 120 along each side of a plane).
         n_samples : int
-            Draws to add to a regression picture.
+            Draws of the latent function to add to a picture with bands.
         latent : bool
             Bands of the latent function instead of the observed y.
         target_name : str
@@ -141,7 +141,7 @@ class PredictiveDisplay:
                 **common,
             )
         elif not latent and not has_gaussian_predictive(estimator):
-            draws = np.asarray(estimator.sample_y(grid.rows, N_QUANTILE_DRAWS, random_state=random_state))
+            draws = observed_draws(estimator, grid.rows, random_state=random_state)
             whole = np.array_equal(draws, np.round(draws))
             display = cls(
                 kind="step" if whole else "band",
@@ -232,11 +232,6 @@ class PredictiveDisplay:
         )
         self.ax_, self.figure_ = ax, ax.figure
         return self
-
-
-def has_gaussian_predictive(estimator: Any) -> bool:
-    """Return whether mean and standard deviation say everything about y; draws stand in where they do not."""
-    return bool(getattr(getattr(estimator, "likelihood_", None), "conjugate", True))
 
 
 def _gaussian_bands(mean: np.ndarray, std: np.ndarray) -> dict[float, tuple[np.ndarray, np.ndarray]]:

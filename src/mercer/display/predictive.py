@@ -18,8 +18,6 @@ from mercer.display._panels import draw_bands, draw_curves, draw_plane
 from mercer.display._style import new_axes
 
 LEVELS = (0.5, 0.95)
-    1000  # a 97.5 % quantile then has a standard error of half a percentage point of probability
-)
 
 
 @dataclass

@@ -157,7 +157,7 @@ class GPClassifier(ClassifierMixin, BaseGP):
         self.classes_ = np.unique(seen)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"{type(self).__name__} needs at least 2 classes with positive weight; y has the single class "
+                f"{type(self).__name__} needs at least 2 classes with positive weight and y has 1 class: "
                 f"{self.classes_[0]!r}."
             )
         index = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 class State:
     """Where an engine stands: sites, the posterior they give, the objective there (nats) and the step size.
 
-    ``history`` is the engine's own memory of past steps.
+    ``target`` are the sites the engine would move to, ``history`` its own memory of past steps.
     """
 
     sites: Sites
     posterior: Any
     value: float
     step_size: float = 1.0
+    target: Sites | None = None
     history: tuple[Any, ...] = ()
 
 

@@ -209,7 +209,7 @@ class Evidence:
                 method="L-BFGS-B",
                 bounds=self.vector.bounds,
                 callback=iteration,
-                options={"maxiter": max_iter, "ftol": 1e-9, "gtol": 1e-4, "maxls": 30, "maxcor": 20},
+                options={"maxiter": max_iter, "ftol": 1e-7, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
             )
             # an abnormal end in the line search at the resolution of the objective is convergence
             best.converged = bool(result.success) or result.status == 2

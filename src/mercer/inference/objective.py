@@ -29,9 +29,15 @@ def evidence_lower_bound(model: Model, posterior: Any, data: Data) -> Tensor:
     With gradients enabled it is the dual bound L_dual(θ): sites frozen, q_θ(f) ∝ p_θ(f) ∏ tᵢ(fᵢ) follows θ
     (Adam, Chang, Khan and Solin, 2021).
     """
+    return bound_and_slopes(model, posterior, data)[0]
+
+
+def bound_and_slopes(model: Model, posterior: Any, data: Data) -> tuple[Tensor, Tensor, ExpectedLogProb]:
+    """Return the evidence lower bound with the means and (ℓ, α, β) that it was made from."""
     log_z, m, v = posterior.site_terms()
+    expected = expected_log_prob(model, data, m, v)
     kl = posterior.expected_log_sites(m, v) - log_z
-    return (data.weight * expected_log_prob(model, data, m, v).value).sum() - kl.sum()
+    return (data.weight * expected.value).sum() - kl.sum(), m, expected
 
 
 def conjugate_evidence(model: Model, posterior: Any, data: Data) -> Tensor:

@@ -113,10 +113,17 @@ class Bernoulli(QuadratureLikelihood):
 
 @lru_cache(maxsize=32)
 def _draws(n_draws: int, n_latents: int) -> Tensor:
-    """Return antithetic standard normal draws (C, n_draws): zero mean, unit variance in every coordinate."""
+    """Return antithetic standard normal draws (C, n_draws) with mean zero and second moment I exactly.
+
+    Exact moments make the rule exact for quadratic functions, coupled latents included. They need more pairs
+    than latents; with fewer, only the variances are made exact.
+    """
     points = SobolEngine(n_latents, scramble=True, seed=DRAW_SEED).draw(n_draws // 2, dtype=torch.float64)
     half = torch.special.ndtri(points.clamp(1e-12, 1 - 1e-12)).T
     half = half / half.square().mean(-1, keepdim=True).sqrt()
+    if half.shape[1] > 2 * n_latents:
+        L = torch.linalg.cholesky(half @ half.T / half.shape[1])
+        half = torch.linalg.solve_triangular(L, half, upper=False)
     return torch.cat([half, -half], -1)
 
 
@@ -132,14 +139,15 @@ class Softmax(Likelihood):
 
     Notes
     -----
-    value = m_y − E[log Σ exp f], α_c = 1[y=c] − E π_c, β_c = E[π_c (1 − π_c)]: this direct form is positive
-    by construction, where differentiating sampled values is not. For a factorised q it gives the exact
-    natural gradient, because the off-diagonal Hessian does not enter. The draws are scrambled Sobol points
-    with a fixed seed, cached, and never touch the global generator; blocks of draws bound the memory.
+    value = m_y − E[log Σ exp f], α_c = 1[y=c] − E π_c, and β_c is −2 ∂value/∂v_c of the same draws, E[x_c π_c]/√v_c,
+    so that value and slopes agree. Sampled, that can come out negative or lost in noise; the equal and always
+    positive E[π_c (1 − π_c)] takes over where it does. For a factorised q this is the exact natural gradient,
+    because the off-diagonal Hessian does not enter. The draws are scrambled Sobol points with a fixed seed,
+    cached, and never touch the global generator; blocks of draws bound the memory.
     """
 
     support = "classes"
-    resolution = 1e-4
+    resolution = 1e-5
 
     def __init__(self, n_classes: int, n_draws: int = 128) -> None:
         super().__init__()
@@ -154,13 +162,13 @@ class Softmax(Likelihood):
     def extra_repr(self) -> str:
         return f"n_classes={self.n_classes}, n_draws={self.n_draws}"
 
-    def _log_softmax_blocks(self, m: Tensor, spread: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (log Σ exp f, log π) for blocks of draws: (*b', n, s) and (*b', C, n, s)."""
+    def _log_softmax_blocks(self, m: Tensor, spread: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (x, log Σ exp f, log π) for blocks of draws: (C, s), (*b', n, s) and (*b', C, n, s)."""
         x = _draws(self.n_draws, self.n_classes).to(m)
         for block in x.split(max(1, BLOCK_ELEMENTS // max(1, m.numel())), -1):
             f = m.unsqueeze(-1) + spread.unsqueeze(-1) * block.unsqueeze(-2)
             total = torch.logsumexp(f, -3)
-            yield total, f - total.unsqueeze(-3)
+            yield block, total, f - total.unsqueeze(-3)
 
     def _one_hot(self, y: Tensor) -> Tensor:
         return one_hot(y.long(), self.n_classes).movedim(-1, -2)
@@ -181,13 +189,19 @@ class Softmax(Likelihood):
         m, v = torch.broadcast_tensors(m, v)
         with torch.no_grad():
             hot = self._one_hot(y).to(m)
-            value, beta = (hot * m).sum(-2), torch.zeros_like(m)
+            value, direct, slope = (hot * m).sum(-2), torch.zeros_like(m), torch.zeros_like(m)
+            spread = v.clamp_min(0).sqrt()
             alpha = hot.expand(torch.broadcast_shapes(hot.shape, m.shape)).clone()
-            for total, log_pi in self._log_softmax_blocks(m, v.clamp_min(0).sqrt()):
+            for x, total, log_pi in self._log_softmax_blocks(m, spread):
                 pi = log_pi.exp()
                 value = value - total.sum(-1) / self.n_draws
                 alpha = alpha - pi.sum(-1) / self.n_draws
-                beta = beta + (pi * -torch.expm1(log_pi)).sum(-1) / self.n_draws
+                direct = direct + (pi * -torch.expm1(log_pi)).sum(-1) / self.n_draws
+                slope = slope + (pi * x.unsqueeze(-2)).sum(-1) / self.n_draws
+            # below √eps the division by √v amplifies rounding, and the direct form is exact anyway
+            slope = slope / spread.clamp_min(torch.finfo(m.dtype).eps ** 0.25)
+            usable = (v > torch.finfo(m.dtype).eps ** 0.5) & (slope > 0.1 * direct)
+            beta = torch.where(usable, slope, direct)
             per_latent = observed.unsqueeze(-2)
             alpha, beta = masked(alpha, per_latent), masked(beta, per_latent)
             value = masked(value, observed)
@@ -198,7 +212,7 @@ class Softmax(Likelihood):
         m, v = torch.broadcast_tensors(m, v)
         # The floor keeps ∂√v finite; it moves a probability by less than 1e-12.
         blocks = self._log_softmax_blocks(m, v.clamp_min(1e-12).sqrt())
-        mass = sum((log_pi.exp().sum(-1) for _, log_pi in blocks), torch.zeros_like(m)).movedim(-2, -1)
+        mass = sum((log_pi.exp().sum(-1) for _, _, log_pi in blocks), torch.zeros_like(m)).movedim(-2, -1)
         return class_moments(mass / mass.sum(-1, keepdim=True))
 
     def log_predictive_density(self, y: Tensor, m: Tensor, v: Tensor, **side: Tensor) -> Tensor:

@@ -308,11 +308,11 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         return torch.cat([m for m, _ in parts], -1), torch.cat([v for _, v in parts], -1)
 
     def _loo_marginals(self) -> tuple[Tensor, Tensor]:
-        """Return cavity means and variances of f per canonical row: one replicate of the row's site removed."""
+        """Return cavity means and variances of f per canonical row: one replicate of its site removed."""
         with torch.no_grad():
             m, v = self.posterior_.at_data()
             prior = self._model.prior.mean_at(self.posterior_.plan.X)
-            weight = make_data(self._rows, self._units, self._model.policy).weight
+            weight = make_data(self._rows, self._units, self._model.policy).weight.clamp_min(1.0)
             linear = self.posterior_.sites.linear / weight
             precision = self.posterior_.sites.precision / weight
             # v/(1 − v λ2) and its mean; v λ2 < 1 always, by definition of the posterior

@@ -120,19 +120,22 @@ class ExactPosterior:
         target = torch.where(seen, linear / precision.where(seen, torch.ones_like(precision)), 0.0)
         return -0.5 * (target * residual).sum(-1) - 0.5 * logdet
 
-    def log_normaliser(self) -> Tensor:
-        """Return log Z = log ∫ p(g) ∏ t(g) dg per batch element, in nats; differentiable, no variances."""
+    def log_normaliser(self) -> tuple[Tensor, Tensor]:
+        """Return log Z = log ∫ p(g) ∏ t(g) dg (*b,), in nats, and the mean of g at the data (*b, n).
+
+        Both are differentiable in the hyperparameters and the sites; no variances are computed for it.
+        """
         if torch.is_grad_enabled():
             residual, logdet, _ = self._conditioned(variance=False)
             mean = (self.K @ residual.unsqueeze(-1)).squeeze(-1)
         else:
             mean, logdet = self.mean_at_data, self.factor.logdet
-        return 0.5 * (self.sites.linear * mean).sum(-1) - 0.5 * logdet
+        return 0.5 * (self.sites.linear * mean).sum(-1) - 0.5 * logdet, mean
 
     def site_terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return log Z (*b,), and the mean and variance of g at the data (*b, n), all differentiable."""
         if not torch.is_grad_enabled():
-            return self.log_normaliser(), self.mean_at_data, self.variance_at_data
+            return (*self.log_normaliser(), self.variance_at_data)
         residual, logdet, variance = self._conditioned(variance=True)
         mean = (self.K @ residual.unsqueeze(-1)).squeeze(-1)
         return 0.5 * (self.sites.linear * mean).sum(-1) - 0.5 * logdet, mean, variance

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mercer._typing import Data, Info, Sites
+from mercer.inference.anderson import extrapolate, remember
 from mercer.inference.base import State, zero_sites
 from mercer.inference.objective import bound_and_slopes, envelope, expected_log_prob
 from mercer.likelihoods.base import ExpectedLogProb
@@ -42,8 +43,7 @@ class Dual:
     References
     ----------
     Khan and Lin (2017), conjugate-computation variational inference; Adam, Chang, Khan and Solin (2021), dual
-    parameterization of sparse variational Gaussian processes; Walker and Ni (2011), Anderson acceleration for
-    fixed-point iterations.
+    parameterization of sparse variational Gaussian processes; `mercer.inference.anderson` for the acceleration.
     """
 
     step_size: float = 1.0
@@ -101,26 +101,12 @@ class Dual:
 
     def _accelerate(self, model: Model, state: State, target: Sites, data: Data) -> State | None:
         """Try Anderson's combination of the last steps; None if it fails the acceptance test."""
-        history = state.history
-        if not history:
+        sites = extrapolate(state.history, state.sites, target)
+        if sites is None:
             return None
-        here, there = _flat(state.sites), _flat(target)
-        gap = there - here
-        steps = torch.stack([here - past for past, _ in history], dim=-1)
-        changes = torch.stack([gap - past_gap for _, past_gap in history], dim=-1)
-        # normal equations in the few past steps, with a ridge at rounding level against nearly equal ones
-        normal = changes.mT @ changes
-        ridge = 1e-12 * normal.diagonal().mean().clamp_min(torch.finfo(normal.dtype).tiny)
-        normal.diagonal().add_(ridge)
-        L, info = torch.linalg.cholesky_ex(normal)
-        if bool(info):
-            return None
-        weights = torch.cholesky_solve((changes.mT @ gap).unsqueeze(-1), L).squeeze(-1)
-        point = there - (steps + changes) @ weights
-        linear, precision = point.reshape(2, *target.linear.shape)
         if model.likelihood.log_concave:
-            precision = precision.clamp_min(0.0)
-        return self._try(model, state, target, Sites(linear, precision), state.step_size, data)
+            sites = Sites(sites.linear, sites.precision.clamp_min(0.0))
+        return self._try(model, state, target, sites, state.step_size, data)
 
     def _search(self, model: Model, state: State, target: Sites, data: Data) -> tuple[State | None, int]:
         """Halve ρ until the bound does not fall; return the accepted state (or None) and the halvings."""
@@ -145,8 +131,7 @@ class Dual:
         value = float(bound)
         if not value >= state.value - _SLACK * max(1.0, abs(state.value)) - resolution:  # False for NaN
             return None
-        here = _flat(state.sites)
-        history = (*state.history, (here, _flat(target) - here))[-self.memory :] if self.memory else ()
+        history = remember(state.history, state.sites, target, self.memory)
         next_target = self._target(m, expected, data)
         return State(sites, posterior, value, min(1.0, 1.5 * step_size), next_target, history)
 
@@ -159,10 +144,6 @@ class Dual:
         data_term = (data.weight * expected_log_prob(model, data, m, v).value).sum()
         posterior = model.family.condition(model.prior, plan, state.sites)
         return envelope(model, posterior, data, value, data_term)
-
-
-def _flat(sites: Sites) -> Tensor:
-    return torch.stack([sites.linear, sites.precision]).reshape(-1)
 
 
 @torch.no_grad()

@@ -56,5 +56,5 @@ def envelope(model: Model, posterior: Any, data: Data, value: float, data_term: 
     There the derivative through q vanishes (envelope theorem): what is left is ∂ log Z(λ)/∂θ of the prior and
     the derivative of ``data_term``, the likelihood's share at fixed marginals.
     """
-    surrogate = posterior.log_normaliser().sum() + data_term
+    surrogate = posterior.log_normaliser()[0].sum() + data_term
     return surrogate + (value - surrogate.detach())

@@ -96,7 +96,8 @@ def test_softmax_draws_match_a_tensor_grid_within_their_error():
             gap = max(gap, *(float(piece.abs().max()) for piece in pieces))
         errors[n_draws] = gap
     assert errors[128] < 5e-3
-    assert errors[4096] < 3e-4
+    # 32 times the draws: at least the 32^½ of independent ones
+    assert errors[4096] < errors[128] / 32**0.5
 
 
 def test_narrow_likelihoods_keep_their_predictive_density():

@@ -111,6 +111,11 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             raise ValueError(
                 f"{type(self).__name__} could not factor the covariance matrix. {failure}"
             ) from failure
+        except FloatingPointError as failure:
+            self._restore(before)
+            raise ValueError(
+                f"{type(self).__name__} could not start: {failure}. Use engine='dual', or set the kernel's starting values."
+            ) from failure
         except BaseException:
             self._restore(before)
             raise
@@ -426,8 +431,8 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         evidence.sites = self.posterior_.sites
         try:
             value, gradient = evidence(point - self._theta_offset(model, self._units), eval_gradient)
-        except NotPositiveDefiniteError as failure:
-            raise ValueError(f"theta gives a covariance matrix that cannot be factored. {failure}") from failure
+        except (NotPositiveDefiniteError, FloatingPointError) as failure:
+            raise ValueError(f"theta gives no evidence: {failure}") from failure
         value += self._log_jacobian()
         return (value, gradient) if eval_gradient else value
 

@@ -158,6 +158,9 @@ class Evidence:
         inference = run(self.model, self.plan, self.data, self.sites)
         self.inner_converged = inference.converged
         self.inner_notes = dict.fromkeys(inference.notes)
+        if not inference.converged and self.model.engine.evidence == "approximation":
+            # a bound holds anywhere; an approximation means something at its fixed point only
+            raise FloatingPointError("the sites did not converge")
         self.vector.zero_grad()
         with torch.set_grad_enabled(gradient):
             engine = self.model.engine

@@ -8,6 +8,7 @@ axis: temporaries are n × nodes, so a caller bounds memory by chunking rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,7 @@ from mercer.likelihoods.base import ExpectedLogProb, Likelihood, LogProbDerivati
 
 Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]
 
+_REACH = 8.7  # standard deviations at which a Gaussian factor is below double precision
 BISECTIONS = 30  # halvings of the bracket around the mode of an adaptive rule: 1e-9 of its width
 
 
@@ -182,8 +184,8 @@ def log_expectation(
     slopes : callable, optional
         f ↦ (g', g''); elementwise autograd when absent. It must also act on (*b, n, 1).
     adaptive : bool, default=False
-        Centre and scale the nodes at the mode of the integrand. Only right for concave g; then it keeps its
-        accuracy when exp(g) is much narrower than N(m, v).
+        Centre and scale 2·n_nodes + 1 nodes at the mode of the integrand. Only right for concave g; then it keeps
+        its accuracy when exp(g) is much narrower than N(m, v), or has a bend that is.
 
     Returns
     -------
@@ -192,8 +194,8 @@ def log_expectation(
 
     Notes
     -----
-    Adaptive nodes: Naylor and Smith (1982), "Applications of a method for the efficient computation of
-    posterior distributions", in the whitened variable u = (f − m)/√v, so that v → 0 is regular.
+    Adaptive nodes live in the whitened variable u = (f − m)/√v, so that v → 0 is regular; their stretching is that
+    of Takahasi and Mori (1974). For the logistic, v = 10 costs 1e-13 and v = 100 about 1e-5 of relative accuracy.
     """
     m, v = torch.broadcast_tensors(m, v)
     f, weight = _nodes(m, v, n_nodes)
@@ -224,9 +226,15 @@ def _recentre(
     mode = 0.5 * (near + far)
     curvature = -_slopes_at(fn, slopes, m + spread * mode)[1]
     scale = (1 + spread.square() * curvature.clamp_min(0)).rsqrt()
-    x, weight = gauss_hermite(n_nodes, m)
-    u = mode + scale * x
-    return m + spread * u, weight.log() + scale.log() + 0.5 * (x.square() - u.square())
+    # g may change over 1/√v of the width of N(m, v): u = mode + scale sinh t is fine at the mode and reaches the
+    # tails, and the trapezoidal rule in t converges exponentially. Concave g falls at least as fast as −½(u−mode)².
+    grid = torch.linspace(-1.0, 1.0, 2 * n_nodes + 1, dtype=m.dtype, device=m.device)
+    reach = torch.asinh(_REACH / scale)
+    t = reach * grid
+    u = mode + scale * torch.sinh(t)
+    step = reach / n_nodes
+    log_weight = (step * scale * torch.cosh(t)).log() - 0.5 * (u.square() + math.log(2 * math.pi))
+    return m + spread * u, log_weight
 
 
 class QuadratureLikelihood(Likelihood):

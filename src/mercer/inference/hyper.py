@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _AT_BOUND = 1e-6
 _SUBSET_FROM = 800  # rows from which a fit on a subset pays for itself
 _SUBSET_ROWS = 400
+_STEP_SCALES = (1e-2, 1.0)
+_CAUTION = 0.5  # how much of the step that the subset's curvature suggests is taken first
 
 
 class ThetaVector:
@@ -117,7 +119,8 @@ class Learned:
     """Outcome of hyperparameter learning.
 
     ``theta`` is the best point seen and ``value`` its objective (nats, priors included); ``trace`` holds the
-    objective at each iteration on all rows; ``optima`` the objective reached from each start.
+    objective at each iteration on all rows; ``optima`` the objective reached from each start; ``step_scale`` the
+    root of the diagonal of the inverse Hessian, as L-BFGS-B left it.
     """
 
     theta: np.ndarray
@@ -131,6 +134,7 @@ class Learned:
     optima: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
+    step_scale: np.ndarray | None = None
 
 
 class Evidence:
@@ -175,13 +179,24 @@ class Evidence:
         return float(value.detach()), grad
 
     def maximise(
-        self, start: np.ndarray, max_iter: int, on_iteration: Callable[[int, float], None] | None = None
+        self,
+        start: np.ndarray,
+        max_iter: int,
+        on_iteration: Callable[[int, float], None] | None = None,
+        scale: np.ndarray | None = None,
     ) -> Learned:
-        """Climb from ``start`` by L-BFGS-B, remembering the best point and why evaluations failed."""
+        """Climb from ``start`` by L-BFGS-B, remembering the best point and why evaluations failed.
+
+        ``scale`` (k,) is the expected size of a step in each entry of θ; the search runs in θ / scale.
+        """
         best = Learned(np.array(start), -np.inf)
+        if scale is None:  # the objective is a sum over rows, and so is its curvature
+            scale = np.full(len(start), self.data.n_rows**-0.5)
         latest = {"value": -np.inf}
 
-        def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        def negative(scaled: np.ndarray) -> tuple[float, np.ndarray]:
+            # rounding of the change of variables must not leave the bounds
+            theta = np.clip(scaled * scale, self.vector.bounds[:, 0], self.vector.bounds[:, 1])
             try:
                 value, grad = self(theta)
                 if not (np.isfinite(value) and np.isfinite(grad).all()):
@@ -196,7 +211,7 @@ class Evidence:
             if value > best.value:
                 best.theta, best.value, best.sites = theta.copy(), value, self.sites
             latest["value"] = value
-            return -value, -grad
+            return -value, -grad * scale
 
         def iteration(_: np.ndarray) -> None:
             best.n_iter += 1
@@ -207,16 +222,17 @@ class Evidence:
         try:
             result = scipy.optimize.minimize(
                 negative,
-                np.clip(start, self.vector.bounds[:, 0], self.vector.bounds[:, 1]),
+                np.clip(start, self.vector.bounds[:, 0], self.vector.bounds[:, 1]) / scale,
                 jac=True,
                 method="L-BFGS-B",
-                bounds=self.vector.bounds,
+                bounds=self.vector.bounds / scale[:, None],
                 callback=iteration,
-                options={"maxiter": max_iter, "ftol": 1e-7, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
+                options={"maxiter": max_iter, "ftol": 1e-6, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
             )
             # an abnormal end in the line search at the resolution of the objective is convergence
             best.converged = bool(result.success) or result.status == 2
             best.message = str(result.message)
+            best.step_scale = scale * np.sqrt(np.diag(result.hess_inv.todense()).clip(1e-12))
         except KeyboardInterrupt:
             if not np.isfinite(best.value):
                 raise
@@ -283,7 +299,11 @@ def learn(
     if stage is not None and not best.interrupted:
         notes.append(f"warm start: hyperparameters fitted first on {staged.n_rows} of {data.n_rows} rows")
         evidence = Evidence(model, model.family.plan(model.prior, data.X, model.policy), data)
-        best = evidence.maximise(best.theta, max_iter, on_iteration)
+        # what the subset taught about curvature, which grows with the number of rows
+        scale = best.step_scale
+        if scale is not None:
+            scale = (scale * 0.3 * (staged.n_rows / data.n_rows) ** 0.5).clip(*_STEP_SCALES)
+        best = evidence.maximise(best.theta, max_iter, on_iteration, scale)
         notes += _failure_notes(evidence)
     vector.write(best.theta)
     best.optima, best.notes = optima, notes

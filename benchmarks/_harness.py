@@ -46,12 +46,8 @@ class Split:
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return an argument parser that already knows ``--data``."""
-    out = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    out.add_argument(
-        "--data", type=Path, default=DEFAULT_DATA, help="folder with uci/, classification/, images/"
-    )
+    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with uci/, classification/, images/")
     return out
 
 
@@ -186,10 +182,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
     print(f"\n{title}")
     for i, row in enumerate(cells):
         print(
-            "  "
-            + "  ".join(
-                cell.ljust(widths[j]) if j == 0 else cell.rjust(widths[j]) for j, cell in enumerate(row)
-            )
+            "  " + "  ".join(cell.ljust(widths[j]) if j == 0 else cell.rjust(widths[j]) for j, cell in enumerate(row))
         )
         if i == 0:
             print("  " + "  ".join("-" * width for width in widths))

@@ -62,17 +62,13 @@ def fit_gpytorch(X: np.ndarray, y: np.ndarray) -> Fit:
         def __init__(self, X, y, likelihood):
             super().__init__(X, y, likelihood)
             self.mean_module = gpytorch.means.ZeroMean()
-            self.covar_module = gpytorch.kernels.ScaleKernel(
-                gpytorch.kernels.RBFKernel(ard_num_dims=X.shape[1])
-            )
+            self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(ard_num_dims=X.shape[1]))
 
         def forward(self, X):
             return gpytorch.distributions.MultivariateNormal(self.mean_module(X), self.covar_module(X))
 
     inputs, targets = torch.as_tensor(X), torch.as_tensor(y)
-    likelihood = gpytorch.likelihoods.GaussianLikelihood(
-        noise_constraint=gpytorch.constraints.GreaterThan(1e-6)
-    )
+    likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(1e-6))
     model = Model(inputs, targets, likelihood.double()).double()
     model.covar_module.base_kernel.lengthscale = 1.0
     model.covar_module.outputscale = 1.0

@@ -63,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--n-banana", type=int, default=2000, help="training rows of banana")
     options.add_argument("--n-digits", type=int, default=None, help="training rows of digits; all by default")
     chosen = options.parse_args(arguments)
-    banana = load(
-        chosen.data, "classification/banana", n_train=chosen.n_banana, rest_is_test=True, classes=True
-    )
+    banana = load(chosen.data, "classification/banana", n_train=chosen.n_banana, rest_is_test=True, classes=True)
     finish(compare_banana(banana) | digits(chosen.n_digits))
 
 

@@ -91,9 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--n-fit", type=int, default=2000, help="training rows of the full fit")
     options.add_argument("--n-eval", type=int, default=5000, help="training rows of the single evaluation")
     options.add_argument("--repeats", type=int, default=3, help="counted rounds of the evaluation")
-    options.add_argument(
-        "--memory-child", action="store_true", help="only evaluate once and print the peak memory"
-    )
+    options.add_argument("--memory-child", action="store_true", help="only evaluate once and print the peak memory")
     chosen = options.parse_args(arguments)
     wide = load(chosen.data, DATA_SET, n_train=chosen.n_eval)
     if chosen.memory_child:

@@ -46,17 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure in child processes, print and finish with the JSON line."""
     options = parser(__doc__)
     options.add_argument("--n-train", type=int, default=2000, help="training rows")
-    options.add_argument(
-        "--n-test", type=int, nargs=2, default=(10_000, 1_000_000), help="test rows, few and many"
-    )
+    options.add_argument("--n-test", type=int, nargs=2, default=(10_000, 1_000_000), help="test rows, few and many")
     options.add_argument("--memory-child", type=int, help="only predict so many rows in this process")
     chosen = options.parse_args(arguments)
     if chosen.memory_child is not None:
         finish(measure(chosen.n_train, chosen.memory_child))
         return
-    few, many = (
-        child(__file__, "--n-train", str(chosen.n_train), "--memory-child", str(n)) for n in chosen.n_test
-    )
+    few, many = (child(__file__, "--n-train", str(chosen.n_train), "--memory-child", str(n)) for n in chosen.n_test)
     header = ["test rows", "seconds", "increment (MiB)", "less arrays (MiB)", "whole process (MiB)"]
     rows = [
         [f"{n:,}", m["seconds"], m["increment"], m["own"], m["peak"]]

@@ -98,9 +98,7 @@ def test_missing_data_are_named(harness, tmp_path):
 
 def test_interleaved_times_everyone_in_every_round(harness):
     rounds = []
-    seconds = harness.interleaved(
-        {"a": lambda i: rounds.append(("a", i)), "b": lambda i: rounds.append(("b", i))}, 2
-    )
+    seconds = harness.interleaved({"a": lambda i: rounds.append(("a", i)), "b": lambda i: rounds.append(("b", i))}, 2)
     assert rounds == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert set(seconds) == {"a", "b"}
 

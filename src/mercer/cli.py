@@ -67,9 +67,7 @@ def demo(
             f"{series.t_test[0, 0]:.1f} to {series.t_test[-1, 0]:.1f}"
         )
         typer.echo(f"  RMSE {scores['rmse']:.2f} ppm, NLPD {scores['nlpd']:.2f} nats")
-        typer.echo(
-            f"  inside the 50% interval: {scores['coverage_50']:.0%}, 95%: {scores['coverage_95']:.0%}"
-        )
+        typer.echo(f"  inside the 50% interval: {scores['coverage_50']:.0%}, 95%: {scores['coverage_95']:.0%}")
         draw(forecast, output)
     typer.echo(f"picture: {output} ({time.perf_counter() - start:.0f} s in all)")
 
@@ -78,16 +76,10 @@ def demo(
 def fit(
     data: Annotated[Path, typer.Argument(help="CSV file with a header.")],
     target: Annotated[str, typer.Option(help="Column to predict.")],
-    task: Annotated[
-        Task, typer.Option(help="auto: classes if text or two values, else regression.")
-    ] = Task.auto,
+    task: Annotated[Task, typer.Option(help="auto: classes if text or two values, else regression.")] = Task.auto,
     kernel: Annotated[str, typer.Option(help="Kernel name, such as matern52 or rbf.")] = "matern52",
-    output: Annotated[
-        Path | None, typer.Option(help="Model file; by default the name of DATA with .mercer.")
-    ] = None,
-    test_size: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share of rows to hold out and judge on.")
-    ] = 0.0,
+    output: Annotated[Path | None, typer.Option(help="Model file; by default the name of DATA with .mercer.")] = None,
+    test_size: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of rows to hold out and judge on.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the held-out rows and of the fit.")] = 0,
 ) -> None:
     """Fit a table and save the model."""
@@ -98,9 +90,7 @@ def fit(
 
         frame = read_csv(data)
         if target not in frame.columns:
-            raise UserError(
-                f"--target {target!r} is not a column of {data}; it has {', '.join(frame.columns)}."
-            )
+            raise UserError(f"--target {target!r} is not a column of {data}; it has {', '.join(frame.columns)}.")
         frame = frame[frame[target].notna()]
         X = encode(frame.drop(columns=target))
         complete = np.isfinite(X.to_numpy()).all(axis=1)
@@ -132,9 +122,7 @@ def fit(
 def predict(
     model: Annotated[Path, typer.Argument(help="Model file from `mercer fit`.")],
     data: Annotated[Path, typer.Argument(help="CSV file with the input columns.")],
-    output: Annotated[
-        Path | None, typer.Option(help="CSV file to write; standard output by default.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV file to write; standard output by default.")] = None,
 ) -> None:
     """Predict the rows of a table: mean and std of y, or class probabilities; rows with gaps stay empty."""
     with user_errors():

@@ -86,9 +86,7 @@ def test_binary_curve_is_the_probability_of_the_second_class(wave):
 def test_count_intervals_are_whole_numbers(wave):
     X, y = wave
     counts = np.random.default_rng(3).poisson(np.exp(1 + y))
-    display = PredictiveDisplay.from_estimator(
-        GPCountRegressor(optimizer=None).fit(X, counts), X, counts, resolution=8
-    )
+    display = PredictiveDisplay.from_estimator(GPCountRegressor(optimizer=None).fit(X, counts), X, counts, resolution=8)
     lower, upper = display.bands[0.95]
     assert display.kind == "step"
     np.testing.assert_array_equal(lower, np.round(lower))

@@ -71,8 +71,7 @@ TABLE = {
     "sum of products": (
         (RBF(ELL) + Linear(ELL)) * Periodic(1.5, 0.8, active_dims=[2]) + Constant(0.3),
         lambda x, y: (
-            (oracle.rbf(x, y, ELL) + oracle.linear(x, y, ELL)) * oracle.periodic(x[2:], y[2:], [1.5], [0.8])
-            + 0.3
+            (oracle.rbf(x, y, ELL) + oracle.linear(x, y, ELL)) * oracle.periodic(x[2:], y[2:], [1.5], [0.8]) + 0.3
         ),
     ),
     "polynomial": (PolynomialKernel(2).double(), None),

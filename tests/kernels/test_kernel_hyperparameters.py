@@ -36,9 +36,7 @@ def test_names_are_paths_without_raw():
 @given(st.floats(-12, 12))
 def test_softplus_round_trip_is_exact_over_24_decades(exponent):
     value = torch.tensor(10.0**exponent, dtype=DTYPE)
-    torch.testing.assert_close(
-        torch.nn.functional.softplus(inverse_softplus(value)), value, rtol=1e-13, atol=0.0
-    )
+    torch.testing.assert_close(torch.nn.functional.softplus(inverse_softplus(value)), value, rtol=1e-13, atol=0.0)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,7 @@ from mercer.kernels import (
 
 
 def test_describe_reads_as_an_expression():
-    kernel = Matern52([0.3, 1.2], outputscale=4.41) + Periodic(1.0, 1.3, outputscale=0.25) * (
-        RBF() + Constant(2.0)
-    )
+    kernel = Matern52([0.3, 1.2], outputscale=4.41) + Periodic(1.0, 1.3, outputscale=0.25) * (RBF() + Constant(2.0))
     assert describe(kernel) == (
         "2.1² * Matern52(lengthscale=[0.3, 1.2]) + "
         "0.5² * Periodic(lengthscale=1.3, period=1) * (RBF() + Constant(constant=2))"
@@ -92,9 +90,7 @@ def test_string_expressions(text, expected):
     assert describe(get_kernel(text)) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["", "foo", "rbf +", "(rbf", "rbf)", "rbf rbf", "rbf ** 2", "__import__('os')"]
-)
+@pytest.mark.parametrize("text", ["", "foo", "rbf +", "(rbf", "rbf)", "rbf rbf", "rbf ** 2", "__import__('os')"])
 def test_unknown_string_lists_the_choices(text):
     with pytest.raises(ValueError, match=r"kernel=.*'matern52'"):
         get_kernel(text)

@@ -41,8 +41,7 @@ RANDOM = {
     "matern52": Matern52(1.0, active_dims=[1]),
     "rq": RationalQuadratic(1.0, 0.7, ard=False),
     "periodic": Periodic([2.0, 3.0], 0.7, ard=False),
-    "sum of products": RBF(1.0, outputscale=2.0) * Linear(0.5, active_dims=[1])
-    + Constant(0.5) * Periodic(2.0, 1.0),
+    "sum of products": RBF(1.0, outputscale=2.0) * Linear(0.5, active_dims=[1]) + Constant(0.5) * Periodic(2.0, 1.0),
     "product with sum": (RBF(1.0) + Linear(0.5)) * Matern52(2.0),
     "cosines": CosineKernel(active_dims=[0]).double() * CosineKernel(active_dims=[0]).double(),
     "spectral mixture": spectral_mixture(),

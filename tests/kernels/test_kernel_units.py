@@ -33,9 +33,7 @@ NAMES = ["temp", "wind", "rain"]
 KERNELS = {
     "ard": RBF(0.7),
     "isotropic": Matern52(0.7, ard=False),
-    "columns": Matern52([1.0, 2.0], active_dims=["rain", "temp"], outputscale=3.0)
-    + Linear(0.5)
-    + Constant(2.0),
+    "columns": Matern52([1.0, 2.0], active_dims=["rain", "temp"], outputscale=3.0) + Linear(0.5) + Constant(2.0),
     "product": RationalQuadratic(1.0, 2.0) * Linear(0.2),
     "product with sum": Periodic(1.3, 0.7, ard=False) * (RBF(1.0) + Matern12(2.0, active_dims=["wind"])),
     "scaled sum": ScaleKernel(RBF(1.0, ard=False) + Linear(0.3, ard=False)),
@@ -69,9 +67,7 @@ def test_rescaled_kernel_is_the_same_function_in_other_units(name, scales, outpu
     torch.testing.assert_close(gram(kernel, X).detach(), expected, rtol=1e-9, atol=1e-9 * size)
     assert identity == [id(parameter) for parameter in kernel.parameters()]
     rescale(kernel, 1 / scale, 1 / output)
-    torch.testing.assert_close(
-        output**2 * gram(kernel, X / scale).detach(), expected, rtol=1e-9, atol=1e-9 * size
-    )
+    torch.testing.assert_close(output**2 * gram(kernel, X / scale).detach(), expected, rtol=1e-9, atol=1e-9 * size)
 
 
 def test_equal_scales_keep_an_isotropic_lengthscale():

@@ -89,9 +89,7 @@ def test_adaptive_rule_is_exact_for_gaussian_factors_of_any_width(mean, log_vari
     slopes = torch.autograd.grad(found.sum(), (a, b))
     total, residual = variance + v, mean - m
     assert float(slopes[0]) == pytest.approx(residual / total, rel=1e-7, abs=1e-7)
-    assert float(slopes[1]) == pytest.approx(
-        0.5 * (residual**2 / total - 1) / total, rel=1e-5, abs=1e-7 / total
-    )
+    assert float(slopes[1]) == pytest.approx(0.5 * (residual**2 / total - 1) / total, rel=1e-5, abs=1e-7 / total)
 
 
 def test_negative_power_removes_a_factor():

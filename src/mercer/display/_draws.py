@@ -43,7 +43,5 @@ def observed_draws(estimator: Any, X: Any, *, random_state: Any, exposure: Any =
         with warnings.catch_warnings():
             # Draws that differ between calls with other rows are no harm where only marginals are used.
             warnings.filterwarnings("ignore", message=".*no spectral density is known")
-            parts.append(
-                estimator.sample_y(rows[span], N_DRAWS, random_state=random_state, latent=False, **side)
-            )
+            parts.append(estimator.sample_y(rows[span], N_DRAWS, random_state=random_state, latent=False, **side))
     return np.concatenate([np.asarray(part) for part in parts])

@@ -57,6 +57,4 @@ def two_sided_map() -> Any:
     pyplot()
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list(
-        "mercer_two_sided", [BLUE, "#CFE3F1", "#FFFFFF", "#F7DCC9", VERMILLION]
-    )
+    return LinearSegmentedColormap.from_list("mercer_two_sided", [BLUE, "#CFE3F1", "#FFFFFF", "#F7DCC9", VERMILLION])

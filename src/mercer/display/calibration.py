@@ -186,9 +186,7 @@ class CalibrationDisplay:
             raise ValueError(f"kind must be 'both', 'pit' or 'coverage', got {kind!r}.")
         panels = [self._reliability]
         if self.pit is not None:
-            panels = {"both": [self._pit, self._coverage], "pit": [self._pit], "coverage": [self._coverage]}[
-                kind
-            ]
+            panels = {"both": [self._pit, self._coverage], "pit": [self._pit], "coverage": [self._coverage]}[kind]
         if ax is None:
             size = (4.4 * len(panels) + 0.4, 4.0)
             ax = pyplot().subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)[1][0]
@@ -204,9 +202,7 @@ class CalibrationDisplay:
     def _pit(self, ax: Any) -> None:
         n, expected = len(self.pit), 1 / self.n_bins
         error = 2 * np.sqrt(expected * (1 - expected) / n) * self.n_bins
-        ax.axhspan(
-            max(0.0, 1 - error), 1 + error, color=GREY, alpha=0.2, linewidth=0, label="± 2 standard errors"
-        )
+        ax.axhspan(max(0.0, 1 - error), 1 + error, color=GREY, alpha=0.2, linewidth=0, label="± 2 standard errors")
         ax.hist(
             self.pit,
             bins=np.linspace(0, 1, self.n_bins + 1),

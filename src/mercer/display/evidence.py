@@ -55,15 +55,11 @@ class EvidenceTraceDisplay:
         return cls.from_predictions(report.evidence_trace, converged=report.converged, ax=ax)
 
     @classmethod
-    def from_predictions(
-        cls, trace: Any, *, converged: bool | None = None, ax: Any = None
-    ) -> EvidenceTraceDisplay:
+    def from_predictions(cls, trace: Any, *, converged: bool | None = None, ax: Any = None) -> EvidenceTraceDisplay:
         """Draw a trace of evidences in nats; see :meth:`from_estimator`."""
         values = np.asarray(trace, dtype=float).reshape(-1)
         if not np.isfinite(values).any():
-            raise ValueError(
-                "The evidence trace is empty: the fit moved no hyperparameter (optimizer=None?)."
-            )
+            raise ValueError("The evidence trace is empty: the fit moved no hyperparameter (optimizer=None?).")
         return cls(values, converged).plot(ax=ax)
 
     def plot(self, ax: Any = None) -> EvidenceTraceDisplay:
@@ -82,9 +78,7 @@ class EvidenceTraceDisplay:
             label="best so far",
         )
         top = best[-1]
-        ax.plot(
-            steps[int(np.argmax(finite))], top, "*", color=VERMILLION, markersize=11, label=f"best: {top:.2f}"
-        )
+        ax.plot(steps[int(np.argmax(finite))], top, "*", color=VERMILLION, markersize=11, label=f"best: {top:.2f}")
         self._focus(ax, finite, top)
         state = {None: None, True: "converged", False: "not converged"}[self.converged]
         tidy(ax, xlabel="iteration", ylabel=self.label, title=state)

@@ -118,11 +118,7 @@ class PredictiveDisplay:
             if not classifier:
                 raise ValueError("A pair of columns is drawn for classifiers only; name one column.")
             grid = build_grid(estimator, X, grid.columns, resolution=min(resolution, 120), prefer_plane=True)
-        note = (
-            None
-            if grid.n_fixed == 0
-            else f"other {grid.n_fixed} column{'s' * (grid.n_fixed > 1)} at the median"
-        )
+        note = None if grid.n_fixed == 0 else f"other {grid.n_fixed} column{'s' * (grid.n_fixed > 1)} at the median"
         common: dict[str, Any] = {
             "axes": grid.axes,
             "names": grid.names,
@@ -194,9 +190,7 @@ class PredictiveDisplay:
         """
         x, mean, std = (np.asarray(a, dtype=float).reshape(-1) for a in (x, mean, std))
         if not len(x) == len(mean) == len(std):
-            raise ValueError(
-                f"x, mean and std must be equally long; got {len(x)}, {len(mean)} and {len(std)}."
-            )
+            raise ValueError(f"x, mean and std must be equally long; got {len(x)}, {len(mean)} and {len(std)}.")
         order = np.argsort(x, kind="stable")
         display = cls(
             kind="band",
@@ -225,9 +219,7 @@ class PredictiveDisplay:
             Itself, with ``ax_`` and ``figure_`` set.
         """
         ax = new_axes(ax, size=(6.0, 5.0) if self.kind == "plane" else (7.2, 4.2))
-        {"band": draw_bands, "step": draw_bands, "curve": draw_curves, "plane": draw_plane}[self.kind](
-            self, ax
-        )
+        {"band": draw_bands, "step": draw_bands, "curve": draw_curves, "plane": draw_plane}[self.kind](self, ax)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -239,6 +231,4 @@ def _gaussian_bands(mean: np.ndarray, std: np.ndarray) -> dict[float, tuple[np.n
 
 def _sampled_bands(draws: np.ndarray) -> dict[float, tuple[np.ndarray, np.ndarray]]:
     tails = {level: (0.5 - level / 2, 0.5 + level / 2) for level in LEVELS}
-    return {
-        level: tuple(np.quantile(draws, tail, axis=1, method="inverted_cdf")) for level, tail in tails.items()
-    }
+    return {level: tuple(np.quantile(draws, tail, axis=1, method="inverted_cdf")) for level, tail in tails.items()}

@@ -30,9 +30,7 @@ class RelevanceDisplay:
     names: list[str]
 
     @classmethod
-    def from_estimator(
-        cls, estimator: Any, X: Any, *, max_features: int = 20, ax: Any = None
-    ) -> RelevanceDisplay:
+    def from_estimator(cls, estimator: Any, X: Any, *, max_features: int = 20, ax: Any = None) -> RelevanceDisplay:
         """Read the length scales of ``estimator.kernel_`` and compare them with the spread of ``X``.
 
         Parameters
@@ -81,9 +79,7 @@ class RelevanceDisplay:
         rows = relevance if isinstance(relevance, dict) else {"relevance": np.asarray(relevance, dtype=float)}
         highest = np.nanmax(np.vstack([np.nan_to_num(row, nan=-1.0) for row in rows.values()]), axis=0)
         keep = np.argsort(-highest, kind="stable")[:max_features]
-        display = cls(
-            {label: np.asarray(row)[keep] for label, row in rows.items()}, [str(names[j]) for j in keep]
-        )
+        display = cls({label: np.asarray(row)[keep] for label, row in rows.items()}, [str(names[j]) for j in keep])
         return display.plot(ax=ax)
 
     def plot(self, ax: Any = None) -> RelevanceDisplay:
@@ -93,9 +89,7 @@ class RelevanceDisplay:
         height = 0.8 / parts
         for i, (label, row) in enumerate(self.relevance.items()):
             positions = np.arange(d) + (i - (parts - 1) / 2) * height
-            bars = ax.barh(
-                positions, np.nan_to_num(row), height=0.92 * height, color=class_colour(i), label=label
-            )
+            bars = ax.barh(positions, np.nan_to_num(row), height=0.92 * height, color=class_colour(i), label=label)
             texts = ["" if np.isnan(value) else f"{value:.2g}" for value in row]
             ax.bar_label(bars, texts, padding=3, fontsize="x-small")
         ax.set_yticks(np.arange(d), self.names)

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ _CALLBACK_STATE = ("_skl_", "_callback", "_parent_callback")
 class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
     """Base of the task estimators; not for direct use."""
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "family": "no_validation",
         "engine": "no_validation",
         "kernel": "no_validation",
@@ -108,9 +108,7 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             raise
         except NotPositiveDefiniteError as failure:
             self._restore(before)
-            raise ValueError(
-                f"{type(self).__name__} could not factor the covariance matrix. {failure}"
-            ) from failure
+            raise ValueError(f"{type(self).__name__} could not factor the covariance matrix. {failure}") from failure
         except FloatingPointError as failure:
             self._restore(before)
             raise ValueError(
@@ -142,9 +140,7 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         start_mean = likelihood.initialise(data.y, data.weight, **data.side)
         prior, notes = self._make_prior(rows, units, policy, start_mean)
         likelihood.to(device)
-        model, reasons = resolve(
-            prior, likelihood, self.family, self.engine, data.n_rows, policy, data.X.shape[1]
-        )
+        model, reasons = resolve(prior, likelihood, self.family, self.engine, data.n_rows, policy, data.X.shape[1])
         start = self._warm_start(model, units)
         if rows.n_merged:
             notes.append(f"{rows.n_merged} repeated row(s) merged into weights (exact)")
@@ -422,8 +418,9 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             return self.log_marginal_likelihood_value_
         point = self.theta_ if theta is None else np.asarray(theta, dtype=np.float64)
         if point.shape != self._theta.shape:
-            raise ValueError(f"theta must have shape {self._theta.shape}, one entry per name in theta_names_; "
-                             f"got {point.shape}.")
+            raise ValueError(
+                f"theta must have shape {self._theta.shape}, one entry per name in theta_names_; got {point.shape}."
+            )
         model = copy.deepcopy(self._model)
         data = make_data(self._rows, self._units, model.policy)
         plan = model.family.plan(model.prior, data.X, model.policy)

@@ -30,8 +30,10 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
     if X.is_complex():
         raise ValueError("Complex data not supported: X is a complex tensor.")
     if X.dim() != 2:
-        raise ValueError(f"X must be 2-D (n_samples, n_features), got a tensor of {X.dim()} dimension(s). "
-                         "Reshape your data with X.reshape(-1, 1) for a single feature.")
+        raise ValueError(
+            f"X must be 2-D (n_samples, n_features), got a tensor of {X.dim()} dimension(s). "
+            "Reshape your data with X.reshape(-1, 1) for a single feature."
+        )
     if X.shape[0] == 0 or X.shape[1] == 0:
         raise ValueError(f"X has shape {tuple(X.shape)}: a minimum of 1 sample and 1 feature is required.")
     if X.dtype not in (torch.float32, torch.float64):
@@ -43,8 +45,9 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
         if hasattr(estimator, "feature_names_in_"):
             del estimator.feature_names_in_
     elif X.shape[1] != estimator.n_features_in_:
-        raise ValueError(f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features "
-                         "as input.")
+        raise ValueError(
+            f"X has {X.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input."
+        )
     return X
 
 
@@ -65,9 +68,7 @@ def check_targets(estimator: Any, y: Any, X: Any) -> np.ndarray:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
     if isinstance(y, Tensor):
         y = to_numpy(y)
-    y = check_array(
-        y, ensure_2d=False, allow_nd=True, dtype="numeric", ensure_all_finite="allow-nan", input_name="y"
-    )
+    y = check_array(y, ensure_2d=False, allow_nd=True, dtype="numeric", ensure_all_finite="allow-nan", input_name="y")
     if y.ndim not in (1, 2):
         raise ValueError(f"y must have shape (n_samples,) or (n_samples, n_outputs), got {y.shape}.")
     check_consistent_length(X, y)

@@ -155,11 +155,13 @@ class GPCountRegressor(RegressorMixin, BaseGP):
     def _side(self, exposure: Any, n: int, like: Tensor) -> dict[str, Tensor]:
         if exposure is None:
             return {}
-        return {"exposure": torch.as_tensor(check_row_vector("exposure", exposure, np.empty((n, 1)), positive=True)).to(like)}
+        return {
+            "exposure": torch.as_tensor(check_row_vector("exposure", exposure, np.empty((n, 1)), positive=True)).to(
+                like
+            )
+        }
 
-    def predict(
-        self, X: Any, return_std: bool = False, *, exposure: Any = None, latent: bool = False
-    ) -> Any:
+    def predict(self, X: Any, return_std: bool = False, *, exposure: Any = None, latent: bool = False) -> Any:
         """Predict the expected count at X.
 
         Parameters

@@ -17,7 +17,6 @@ from mercer.likelihoods.base import Likelihood
 from mercer.likelihoods.gaussian import Gaussian
 from mercer.policy import NumericalPolicy
 
-
 # powers of the unit of y in the learnable parameters of a likelihood
 _LIKELIHOOD_UNITS = {"likelihood.noise_variance": 2, "likelihood.scale": 1}
 

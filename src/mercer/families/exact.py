@@ -102,9 +102,7 @@ class ExactPosterior:
     # ---- evidence and marginals at the data: differentiable in the hyperparameters
 
     def _conditioned(self, variance: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return ConditionOnSites.apply(
-            self.K, self.sites.linear, self.sites.precision, self.plan.policy, variance
-        )
+        return ConditionOnSites.apply(self.K, self.sites.linear, self.sites.precision, self.plan.policy, variance)
 
     def log_evidence(self) -> Tensor:
         """Return log ∫ p(g) ∏ exp(−½ λ2 (λ1/λ2 − g)²) dg per batch element, in nats.
@@ -223,9 +221,7 @@ class ExactPosterior:
             return mean + (L @ noise.unsqueeze(-1)).squeeze(-1)
         batch = torch.broadcast_shapes(self.sites.linear.shape[:-1], self.factor.root.shape[:-1])
         n_paths = n_samples * batch.numel()
-        paths = prior_paths(
-            self.prior.kernel, n_paths, 2048, generator, d=X.shape[-1], dtype=X.dtype, device=X.device
-        )
+        paths = prior_paths(self.prior.kernel, n_paths, 2048, generator, d=X.shape[-1], dtype=X.dtype, device=X.device)
         at_data = paths(self.plan.X).reshape(n_samples, *batch, -1)
         noise = self._normal(at_data.shape, X, generator)
         # prior draw's own residual s B⁻¹ (s g + η), η ~ N(0, I): the noise of site i has variance 1/λ2ᵢ

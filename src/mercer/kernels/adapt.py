@@ -23,9 +23,7 @@ from gpytorch.kernels import (
 _CARRIES_AMPLITUDE = (ScaleKernel, LinearKernel, ConstantKernel, SpectralMixtureKernel)
 
 
-def prepare(
-    kernel: Kernel, n_features: int, feature_names: Sequence[str] | None = None
-) -> tuple[Kernel, list[str]]:
+def prepare(kernel: Kernel, n_features: int, feature_names: Sequence[str] | None = None) -> tuple[Kernel, list[str]]:
     """Return a copy of the kernel that fits the columns of X.
 
     Column names are resolved, deferred lengthscales get one entry per active column, and every summand
@@ -113,9 +111,7 @@ def _selected(kernel: Kernel, visible: list[int]) -> list[int]:
         return visible
     chosen = kernel.active_dims.tolist()
     if not chosen or max(chosen) >= len(visible) or min(chosen) < 0:
-        raise ValueError(
-            f"kernel {type(kernel).__name__} has active_dims={chosen} but X has {len(visible)} columns."
-        )
+        raise ValueError(f"kernel {type(kernel).__name__} has active_dims={chosen} but X has {len(visible)} columns.")
     return [visible[index] for index in chosen]
 
 

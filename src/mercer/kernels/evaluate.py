@@ -30,9 +30,7 @@ from mercer.policy import NumericalPolicy
 _MATERN = {0.5: "matern12", 1.5: "matern32", 2.5: "matern52"}
 
 
-def gram(
-    kernel: Kernel, X1: Tensor, X2: Tensor | None = None, policy: NumericalPolicy | None = None
-) -> Tensor:
+def gram(kernel: Kernel, X1: Tensor, X2: Tensor | None = None, policy: NumericalPolicy | None = None) -> Tensor:
     """Return the dense covariance K[i, j] = k(X1[i], X2[j]).
 
     Parameters

@@ -253,9 +253,7 @@ class _Parser:
         return False
 
     def error(self, found: str) -> ValueError:
-        return ValueError(
-            f"kernel={self.text!r} is not understood at {found!r}; use {_choices()}, joined by + and *."
-        )
+        return ValueError(f"kernel={self.text!r} is not understood at {found!r}; use {_choices()}, joined by + and *.")
 
 
 def _choices() -> str:

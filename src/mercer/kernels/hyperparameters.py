@@ -151,8 +151,7 @@ def _log_prior(owner: Any, leaf: str) -> Callable[[], Tensor] | None:
     terms = [
         (prior, closure)
         for name, (prior, closure, _) in getattr(owner, "_priors", {}).items()
-        if prior is not None
-        and (name in (f"{plain}_prior", f"{leaf}_prior") or (name not in known and leaf == own[0]))
+        if prior is not None and (name in (f"{plain}_prior", f"{leaf}_prior") or (name not in known and leaf == own[0]))
     ]
     if not terms:
         return None

@@ -171,9 +171,7 @@ def _parameters(kernel: Kernel) -> Iterator[tuple[str, Any, str]]:
 def _name(kernel: Kernel) -> str:
     if isinstance(kernel, MaternKernel):
         return _MATERN_NAMES[kernel.nu]
-    return (
-        "RationalQuadratic" if isinstance(kernel, RQKernel) else type(kernel).__name__.removesuffix("Kernel")
-    )
+    return "RationalQuadratic" if isinstance(kernel, RQKernel) else type(kernel).__name__.removesuffix("Kernel")
 
 
 def _factor(kernel: Kernel) -> str:

@@ -146,11 +146,7 @@ def stationary_gram(
     flat_size = math.prod(batch)
 
     def flat(value: Tensor | None) -> Tensor | None:
-        return (
-            None
-            if value is None
-            else value.expand(*batch, *value.shape[-2:]).reshape(flat_size, *value.shape[-2:])
-        )
+        return None if value is None else value.expand(*batch, *value.shape[-2:]).reshape(flat_size, *value.shape[-2:])
 
     if x1.device.type == "cpu":
         limit = min(limit, _CACHE_ELEMENTS)

@@ -61,15 +61,11 @@ def to_model_units(kernel: Kernel, input_scale: Tensor, output_scale: float) -> 
     for summand in summands:
         _set_defaults(summand, len(input_scale), 1.0 / len(summands), unset)
     notes = [f"The parameters of {name} are in standardised units." for name in unconverted]
-    notes += [
-        f"The prior {name} applies to the value in standardised units." for name, *_ in kernel.named_priors()
-    ]
+    notes += [f"The prior {name} applies to the value in standardised units." for name, *_ in kernel.named_priors()]
     return notes
 
 
-def rescale(
-    kernel: Kernel, input_scale: Tensor, output_scale: float, *, skip: Collection[int] = ()
-) -> list[str]:
+def rescale(kernel: Kernel, input_scale: Tensor, output_scale: float, *, skip: Collection[int] = ()) -> list[str]:
     """Change units in place: k_new(X) = output_scale² · k_old(X / input_scale).
 
     Parameters

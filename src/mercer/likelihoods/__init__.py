@@ -85,9 +85,7 @@ def get_likelihood(likelihood: str | Likelihood | Any, **context: Any) -> Likeli
         build, needs = _BY_NAME[likelihood]
         missing = [name for name in needs if name not in context]
         if missing:
-            raise ValueError(
-                f"likelihood={likelihood!r} needs {', '.join(missing)}; pass a likelihood object."
-            )
+            raise ValueError(f"likelihood={likelihood!r} needs {', '.join(missing)}; pass a likelihood object.")
         return build(**{name: context[name] for name in needs})
     if isinstance(likelihood, torch.nn.Module):
         return adapt(likelihood)

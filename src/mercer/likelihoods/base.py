@@ -92,9 +92,7 @@ class Likelihood(nn.Module):
         if not bool((torch.isfinite(value) & (value > 0)).all()):
             raise ValueError(f"{name} must be positive and finite, got {value.tolist()}; pass a value > 0.")
         if not 0 < low < high:
-            raise ValueError(
-                f"bounds of {name} must satisfy 0 < low < high, got {bounds}; swap or raise them."
-            )
+            raise ValueError(f"bounds of {name} must satisfy 0 < low < high, got {bounds}; swap or raise them.")
         self.register_parameter(f"log_{name}", nn.Parameter(value.log(), requires_grad=learn))
         self._bounds[name] = (float(low), float(high))
 
@@ -118,9 +116,7 @@ class Likelihood(nn.Module):
                 prior = self.log_priors.get(name)
                 log_prior = None if prior is None else partial(_log_prior, prior, parameter)
                 lower, upper = math.log(low), math.log(high)
-                found.append(
-                    Hyperparameter(name, parameter, _identity, _identity, lower, upper, True, log_prior)
-                )
+                found.append(Hyperparameter(name, parameter, _identity, _identity, lower, upper, True, log_prior))
         return found
 
     def validate(self, y: Tensor, **side: Tensor) -> None:

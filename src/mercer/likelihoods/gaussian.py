@@ -55,9 +55,7 @@ class Gaussian(Likelihood):
     ) -> None:
         super().__init__()
         self._given = noise_variance is not None
-        self._positive(
-            "noise_variance", 1.0 if noise_variance is None else noise_variance, bounds, learn_noise
-        )
+        self._positive("noise_variance", 1.0 if noise_variance is None else noise_variance, bounds, learn_noise)
 
     def with_noise_floor(self, floor: float) -> Gaussian:
         """Raise the lower bound of a learned σ² to ``floor``, in units of y²; returns self."""

@@ -78,11 +78,7 @@ class Ordinal(QuadratureLikelihood):
             return []
         first, rest = self.first_cutpoint, self.log_increments
         low, high = (math.log(bound) for bound in INCREMENT_BOUNDS)
-        found = [
-            Hyperparameter(
-                "first_cutpoint", first, _identity, _identity, -CUTPOINT_BOUND, CUTPOINT_BOUND, False
-            )
-        ]
+        found = [Hyperparameter("first_cutpoint", first, _identity, _identity, -CUTPOINT_BOUND, CUTPOINT_BOUND, False)]
         if rest.numel():
             found.append(Hyperparameter("increments", rest, _identity, _identity, low, high, True))
         return found

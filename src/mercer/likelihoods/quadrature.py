@@ -66,9 +66,7 @@ def elementwise_derivatives(fn: Callable[[Tensor], Tensor], f: Tensor, order: in
                 found.append(torch.zeros_like(f))
                 continue
             keep = recording or k + 1 < order
-            (slope,) = torch.autograd.grad(
-                last.sum(), f, create_graph=keep, retain_graph=True, materialize_grads=True
-            )
+            (slope,) = torch.autograd.grad(last.sum(), f, create_graph=keep, retain_graph=True, materialize_grads=True)
             found.append(slope)
     return found if recording else [item.detach() for item in found]
 

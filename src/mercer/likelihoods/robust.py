@@ -81,9 +81,7 @@ class StudentT(QuadratureLikelihood):
     def predictive(self, m: Tensor, v: Tensor, **side: Tensor) -> Predictive:
         m, v = torch.broadcast_tensors(m, v)
         df, scale = self.value_of("df", m), self.value_of("scale", m)
-        noise = torch.where(
-            df > 2, scale.square() * df / (df - 2).clamp_min(torch.finfo(m.dtype).tiny), torch.inf
-        )
+        noise = torch.where(df > 2, scale.square() * df / (df - 2).clamp_min(torch.finfo(m.dtype).tiny), torch.inf)
         return Predictive(m, v + noise)
 
     def log_predictive_density(self, y: Tensor, m: Tensor, v: Tensor, **side: Tensor) -> Tensor:

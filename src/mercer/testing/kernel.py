@@ -47,9 +47,7 @@ def check_kernel(kernel: Kernel, d: int = 3, *, rtol: float = 1e-10) -> None:
     _close(diag(kernel, X).detach(), K.diagonal(), size, 1e-12, "diag is not the diagonal of gram")
     lowest = torch.linalg.eigvalsh(K)[0].item()
     assert lowest > -1e-9 * size, f"gram is not positive semi-definite: eigenvalue {lowest:.2g}"
-    _close(
-        gram(kernel, X[2:6], X).detach(), K[2:6], size, 1e-11, "cross-covariance differs from rows of gram"
-    )
+    _close(gram(kernel, X[2:6], X).detach(), K[2:6], size, 1e-11, "cross-covariance differs from rows of gram")
     _close(gram(kernel, X, X[2:6]).detach(), K[:, 2:6], size, 1e-11, "cross-covariance is not symmetric")
     _close(gram(kernel, X[:1]).detach(), K[:1, :1], size, 1e-12, "one row differs")
     tiles = gram(kernel, X.reshape(3, 3, d)).detach()

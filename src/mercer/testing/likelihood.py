@@ -118,9 +118,7 @@ def _check_derivatives(likelihood: Likelihood, y: Tensor, f: Tensor, side: dict[
         _close(one, other, 1e-7, f"log_prob_derivatives.{name} against autograd")
 
 
-def _check_value_gradients(
-    likelihood: Likelihood, y: Tensor, m: Tensor, v: Tensor, side: dict[str, Tensor]
-) -> None:
+def _check_value_gradients(likelihood: Likelihood, y: Tensor, m: Tensor, v: Tensor, side: dict[str, Tensor]) -> None:
     """∂value = (α, −½β) on the same nodes, also at v = 0; the parameters agree with finite differences."""
     for variance in (v, torch.zeros_like(v)):
         a, b = m.clone().requires_grad_(), variance.clone().requires_grad_()
@@ -145,9 +143,7 @@ def _check_value_gradients(
         _close((slope * direction).sum(), (ends[0] - ends[1]) / (2 * step), 1e-6, f"∂value/∂{item.name}")
 
 
-def _check_positive_precision(
-    likelihood: Likelihood, y: Tensor, m: Tensor, v: Tensor, side: dict[str, Tensor]
-) -> None:
+def _check_positive_precision(likelihood: Likelihood, y: Tensor, m: Tensor, v: Tensor, side: dict[str, Tensor]) -> None:
     for power in range(-12, 4):
         found = likelihood.expected_log_prob(y, m, torch.full_like(v, 10.0**power), **side)
         assert all(torch.isfinite(item).all() for item in found), f"non-finite expectation at v = 1e{power}"
@@ -258,9 +254,7 @@ def _check_samples(likelihood: Likelihood, m: Tensor, side: dict[str, Tensor]) -
     f = 0.5 * m
     many = f.expand(SAMPLES, *f.shape)
     y = likelihood.sample(many, torch.Generator().manual_seed(1), **side)
-    assert torch.equal(y, likelihood.sample(many, torch.Generator().manual_seed(1), **side)), (
-        "seeded draws differ"
-    )
+    assert torch.equal(y, likelihood.sample(many, torch.Generator().manual_seed(1), **side)), "seeded draws differ"
     assert y.dtype == f.dtype and y.shape == (SAMPLES, f.shape[-1]), "samples keep dtype and row shape"
     support = _support(likelihood, m)
     if support is None:
@@ -272,6 +266,4 @@ def _check_samples(likelihood: Likelihood, m: Tensor, side: dict[str, Tensor]) -
         expected = (mass * statistic(rows)).sum(0)
         error = statistic(y).std(0) / SAMPLES**0.5
         gap = (statistic(y).mean(0) - expected).abs()
-        assert (gap <= 5 * error + 1e-6).all(), (
-            f"sample mean of {name}(y) is off by {(gap / error).max():.1f} s.e."
-        )
+        assert (gap <= 5 * error + 1e-6).all(), f"sample mean of {name}(y) is off by {(gap / error).max():.1f} s.e."

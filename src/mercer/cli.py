@@ -34,7 +34,7 @@ class Task(StrEnum):
     auto = "auto"
     regression = "regression"
     classification = "classification"
-    count = "count"
+    counts = "count"
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def fit(
         classes = {
             Task.regression: mercer.GPRegressor,
             Task.classification: mercer.GPClassifier,
-            Task.count: mercer.GPCountRegressor,
+            Task.counts: mercer.GPCountRegressor,
         }
         model = classes[chosen](kernel=kernel, random_state=seed)
         order = np.random.default_rng(seed).permutation(len(y))

@@ -47,7 +47,7 @@ def _lines(kernel: Any, names: list[str], depth: int) -> list[str]:
 
 def _smoothness(kernel: Any) -> str:
     """Return the ν of a Matérn kernel as it is usually written."""
-    return {0.5: "12", 1.5: "32", 2.5: "52"}.get(getattr(kernel, "nu", None), "")
+    return {0.5: "12", 1.5: "32", 2.5: "52"}.get(getattr(kernel, "nu", 0.0), "")
 
 
 def _values(kernel: Any, names: list[str]) -> list[str]:

@@ -43,10 +43,10 @@ class CalibrationDisplay:
         Levels of central intervals and the observed coverage (regression and counts).
     """
 
-    pit: np.ndarray | None = None
-    probabilities: np.ndarray | None = None
-    hits: np.ndarray | None = None
-    classes: np.ndarray | None = None
+    pit: Any = None  # arrays, or None where the other kind of calibration is drawn
+    probabilities: Any = None
+    hits: Any = None
+    classes: Any = None
     n_bins: int = 10
 
     def __post_init__(self) -> None:

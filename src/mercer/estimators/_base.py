@@ -112,7 +112,8 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         except FloatingPointError as failure:
             self._restore(before)
             raise ValueError(
-                f"{type(self).__name__} could not start: {failure}. Use engine='dual', or set the kernel's starting values."
+                f"{type(self).__name__} could not start: {failure}. "
+                "Use engine='dual', or set the kernel's starting values."
             ) from failure
         except BaseException:
             self._restore(before)
@@ -274,7 +275,8 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             )
         if not learned.converged and not learned.interrupted:
             report.warnings.append(
-                f"hyperparameters did not converge ({learned.message}); raise max_iter={self.max_iter} or scale the data"
+                f"hyperparameters did not converge ({learned.message}); "
+                f"raise max_iter={self.max_iter} or scale the data"
             )
         if not inner_converged:
             report.warnings.append("the sites did not converge at the final hyperparameters")

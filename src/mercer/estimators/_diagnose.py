@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def _name(estimator: BaseGP, column: int) -> str:
 
 def _columns(estimator: BaseGP) -> list[Finding]:
     X = estimator._rows.X
-    constant = np.flatnonzero((X[:1] == X).all(axis=0)) if len(X) > 1 else []
+    constant: Any = np.flatnonzero((X[:1] == X).all(axis=0)) if len(X) > 1 else []
     found = [
         Finding(
             "constant_column",

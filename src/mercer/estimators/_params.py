@@ -60,7 +60,7 @@ class NestedKernelParams:
                     setattr(self, owner, copy.deepcopy(target))
                     copied.add(owner)
                 set_kernel_param(getattr(self, owner), name, value)
-            elif is_dataclass(target) and name in {f.name for f in fields(target)}:
+            elif is_dataclass(target) and not isinstance(target, type) and name in {f.name for f in fields(target)}:
                 setattr(self, owner, replace(target, **{name: value}))
             else:
                 raise ValueError(

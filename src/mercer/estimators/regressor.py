@@ -148,6 +148,7 @@ class GPRegressor(RegressorMixin, BaseGP):
     def _make_likelihood(self, rows: Rows, units: Units) -> Likelihood:
         likelihood = self._fresh_likelihood(self.likelihood, units)
         floor = NumericalPolicy(dtype=resolve_dtype(self.dtype)).noise_floor
+        assert floor is not None
         return likelihood.with_noise_floor(floor) if isinstance(likelihood, Gaussian) else likelihood
 
     @with_callbacks
@@ -209,9 +210,8 @@ class GPRegressor(RegressorMixin, BaseGP):
         if "noise_variance" in self._model.likelihood.side_names and (
             noise_variance is not None or "noise_variance" in self._rows.side
         ):
-            known = self._rows.side.get("noise_variance")
             values = (
-                np.full(n, np.average(known, weights=self._rows.weight))
+                np.full(n, np.average(self._rows.side["noise_variance"], weights=self._rows.weight))
                 if noise_variance is None
                 else check_row_vector("noise_variance", noise_variance, np.empty((n, 1)), positive=False)
             )

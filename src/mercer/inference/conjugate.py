@@ -42,4 +42,5 @@ class Conjugate:
     @staticmethod
     def _sites(model: Model, data: Data) -> Sites:
         centred = data.y - model.prior.mean_at(data.X)
-        return model.likelihood.sites(centred, data.weight, **data.side)
+        likelihood: Any = model.likelihood  # resolve made sure that it is Gaussian
+        return likelihood.sites(centred, data.weight, **data.side)

@@ -70,7 +70,8 @@ class Dual:
         assert target is not None
         gap = target.linear - state.sites.linear
         residual = float(gap.abs().max() / (1.0 + target.linear.abs().max()))
-        halvings, notes = 0, ()
+        halvings = 0
+        notes: tuple[str, ...] = ()
         accepted = self._accelerate(model, state, target, data)
         if accepted is None:
             accepted, halvings = self._search(model, state, target, data)

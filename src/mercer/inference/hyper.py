@@ -55,7 +55,9 @@ class ThetaVector:
         self.parts: list[tuple[str, Hyperparameter]] = [
             (f"{owner}.{h.name}", h) for owner, found in parts for h in found
         ]
-        self.names, lower, upper = [], [], []
+        self.names: list[str] = []
+        lower: list[np.ndarray] = []
+        upper: list[np.ndarray] = []
         for name, h in self.parts:
             size = h.parameter.numel()
             self.names += [name] if size == 1 else [f"{name}[{i}]" for i in range(size)]

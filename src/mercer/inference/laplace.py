@@ -60,7 +60,8 @@ class Laplace:
         pull = state.sites.linear - state.sites.precision * g
         push = data.weight * expansion.d1
         residual = float((pull - push).abs().max() / (1.0 + push.abs().max()))
-        target, notes = newton, ()
+        target: Sites = newton
+        notes: tuple[str, ...] = ()
         accepted = self._search(model, state, newton, pull, data)
         if accepted is None and bool((newton.precision < 0).any()):
             # the mode is the same fixed point with any curvature; without negative ones steps always exist

@@ -147,7 +147,8 @@ class PowerEP:
     @staticmethod
     def _log_tilted(model: Model, data: Data, mean: Tensor, variance: Tensor, power: float) -> Tensor:
         prior_mean = model.prior.mean_at(data.X)
-        return model.likelihood.log_tilted(data.y, mean + prior_mean, variance, power, **data.side)
+        likelihood: Any = model.likelihood
+        return likelihood.log_tilted(data.y, mean + prior_mean, variance, power, **data.side)
 
     def _notes(self, model: Model, state: State, data: Data) -> tuple[str, ...]:
         _, m, v = state.posterior.site_terms()

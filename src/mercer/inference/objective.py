@@ -47,7 +47,8 @@ def conjugate_evidence(model: Model, posterior: Any, data: Data) -> Tensor:
     """
     n_outputs = posterior.sites.linear.shape[:-1]
     quadratic = posterior.log_evidence().expand(n_outputs).sum()
-    return quadratic + model.likelihood.log_scale(data.y, data.weight, **data.side).sum()
+    likelihood: Any = model.likelihood
+    return quadratic + likelihood.log_scale(data.y, data.weight, **data.side).sum()
 
 
 def envelope(model: Model, posterior: Any, data: Data, value: float, data_term: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class ConditionOnSites(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Factor, solve and invert: n³ operations, two n² buffers beside K; ``variance`` adds 2n³."""
         factor = factor_sites(K, linear, precision, policy)
-        in_place = {"out": factor.chol} if K.device.type == "cpu" else {}
+        in_place: dict[str, Any] = {"out": factor.chol} if K.device.type == "cpu" else {}
         M = torch.cholesky_inverse(factor.chol, **in_place)
         kept = M.diagonal(dim1=-2, dim2=-1).clone()  # [B⁻¹]ᵢᵢ = 1 − λ2ᵢ vᵢ
         M.mul_(factor.root.unsqueeze(-1)).mul_(factor.root.unsqueeze(-2))

@@ -2,6 +2,7 @@
 
 from mercer.estimators.classifier import GPClassifier
 from mercer.estimators.count import GPCountRegressor
+from mercer.estimators.persistence import load
 from mercer.estimators.regressor import GPRegressor
 
-__all__ = ["GPClassifier", "GPCountRegressor", "GPRegressor"]
+__all__ = ["GPClassifier", "GPCountRegressor", "GPRegressor", "load"]

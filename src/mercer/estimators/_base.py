@@ -440,6 +440,24 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         check_is_fitted(self, "posterior_")
         return diagnose(self)
 
+    def save(self, path: Any) -> None:
+        """Write the fitted estimator to one file that `mercer.load` reads without executing code.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        NotFittedError
+            Not fitted yet.
+        TypeError
+            It holds an object of a foreign class, such as a kernel of your own; use pickle.
+        """
+        from mercer.estimators.persistence import save  # it lists the task classes, which import this file
+
+        save(self, path)
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "posterior_")
 

@@ -153,7 +153,8 @@ class ExactPosterior:
 
     def at_data(self) -> tuple[Tensor, Tensor]:
         """Return mean (prior mean included) and variance of f at the training rows, each (*b, n)."""
-        return self.mean_at_data + self.prior.mean_at(self.plan.X), self.variance_at_data
+        mean = self.mean_at_data + self.prior.mean_at(self.plan.X)
+        return mean, self.variance_at_data.expand_as(mean)
 
     def kl(self) -> Tensor:
         """Return KL[q(f) ‖ p(f)] = E_q[log t] − log Z per batch element, in nats."""
@@ -194,6 +195,11 @@ class ExactPosterior:
 
     def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean (*b, n*) and covariance (*b, n*, n*) of f at X."""
+        mean, covariance = self._joint(X)
+        return mean, covariance.expand(*mean.shape, mean.shape[-1])
+
+    def _joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and covariance, the latter once for outputs that share it."""
         Kfs = gram(self.prior.kernel, self.plan.X, X, policy=self.plan.policy)
         mean = (self.factor.residual.unsqueeze(-2) @ Kfs).squeeze(-2) + self.prior.mean_at(X)
         T, D = self.factor.reduce(Kfs)
@@ -215,7 +221,7 @@ class ExactPosterior:
         any X. Otherwise they are joint draws at X.
         """
         if not self.pathwise:
-            mean, covariance = self.joint(X)
+            mean, covariance = self._joint(X)
             L = cholesky(covariance, self.plan.policy, "posterior covariance").value
             noise = self._normal((n_samples, *mean.shape), X, generator)
             return mean + (L @ noise.unsqueeze(-1)).squeeze(-1)

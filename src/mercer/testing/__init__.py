@@ -4,13 +4,15 @@
 ``check_kernel``       a gpytorch kernel that ``gram`` and ``diag`` evaluate
 ``check_likelihood``   densities, expectations and predictions of a likelihood
 ``check_family``       a Gaussian structure, against a dense twin
+``check_engine``       an engine that moves sites, against itself
 ``check_operator``     a ``LinearOperator``, against ``to_dense()``
 =====================  ==========================================================
 """
 
+from mercer.testing.engine import check_engine
 from mercer.testing.family import check_family
 from mercer.testing.kernel import check_kernel
 from mercer.testing.likelihood import check_likelihood
 from mercer.testing.operator import check_operator
 
-__all__ = ["check_family", "check_kernel", "check_likelihood", "check_operator"]
+__all__ = ["check_engine", "check_family", "check_kernel", "check_likelihood", "check_operator"]

@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import traceback
+import types
 from pathlib import Path
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -17,12 +18,14 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def run(page: Path) -> int:
     """Execute the blocks of one page; return how many there were."""
-    text, namespace = page.read_text(), {"__name__": "__main__"}
+    text, module = page.read_text(), types.ModuleType(f"page_{page.stem.replace('-', '_')}")
+    # a real module, so that classes defined on the page can be pickled
+    sys.modules[module.__name__] = module
     blocks = list(BLOCK.finditer(text))
     for block in blocks:
         line = text.count("\n", 0, block.start(1))
         # newlines in front keep the line numbers of tracebacks those of the page
-        exec(compile("\n" * line + block[1], str(page), "exec"), namespace)
+        exec(compile("\n" * line + block[1], str(page), "exec"), module.__dict__)
     return len(blocks)
 
 

@@ -60,8 +60,8 @@ def batch_of_sites(n: int) -> Sites:
     return Sites(draw(3, n, seed=1), 0.1 + draw(3, n, seed=2).square())
 
 
-def kinds_of_sites(n: int, negative: bool) -> Iterator[tuple[str, Sites]]:
-    """Yield the kinds of sites that engines produce, with a name each."""
+def kinds_of_sites(n: int, negative: float) -> Iterator[tuple[str, Sites]]:
+    """Yield the kinds of sites that engines produce, with a name each; ``negative`` is a precision ≤ 0."""
     batch = batch_of_sites(n)
     linear, precision = batch.linear[0], batch.precision[0]
     seen = torch.arange(n) % 3 > 0
@@ -70,8 +70,8 @@ def kinds_of_sites(n: int, negative: bool) -> Iterator[tuple[str, Sites]]:
     yield "a shared precision", Sites(batch.linear, precision)
     yield "missing targets", Sites(linear * seen, precision * seen)
     yield "a site without curvature", Sites(linear, precision * seen)
-    if negative:
-        yield "negative sites", Sites(batch.linear, torch.where(seen, batch.precision, -0.1))
+    if negative < 0:
+        yield "negative sites", Sites(batch.linear, torch.where(seen, batch.precision, negative))
 
 
 @torch.no_grad()

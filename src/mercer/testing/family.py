@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mercer._typing import Sites
 from mercer.families.base import Family, Posterior, Prior
-from mercer.kernels import Matern52, gram, hyperparameters
+from mercer.kernels import Matern52, diag, gram, hyperparameters
 from mercer.kernels.means import constant_mean
 from mercer.policy import NumericalPolicy
 from mercer.testing._twin import Twin, batch_of_sites, dense_twin, difference, draw, kinds_of_sites
@@ -66,20 +66,24 @@ def check_family(
     >>> check_family(Exact())
     """
     prior, X = _problem(prior, X)
-    plan = family.plan(prior, X, NumericalPolicy())
     assert isinstance(family, Family), "the object lacks plan or condition"
-    for kind, sites in kinds_of_sites(len(X), negative_sites):
+    plan = family.plan(prior, X, NumericalPolicy())
+    # a tenth of what the largest prior variance could bear
+    negative = -0.1 / diag(prior.kernel, X).detach().max().item() if negative_sites else 0.0
+    for kind, sites in kinds_of_sites(len(X), negative):
         posterior: Any = family.condition(prior, plan, sites)
         complete = isinstance(posterior, Posterior)
         assert complete, "the posterior lacks a method of the Posterior protocol"
         twin = dense_twin(prior, X, _test_rows(X), sites)
         _check_predictions(posterior, prior, X, twin, rtol, kind)
         _check_site_terms(posterior, len(X), twin, sites, rtol, kind)
-        other = posterior.with_sites(Sites(2 * sites.linear, sites.precision)).with_sites(sites)
+        other: Any = family.condition(prior, plan, Sites(sites.linear + 1.0, sites.precision.abs() + 1.0))
+        _ = other.mean(X)  # whatever it caches must not outlive its sites
+        other = other.with_sites(sites)
         _check_same(other, posterior, X, ALGEBRA, f"{kind}: with_sites differs from condition")
     _check_zero_precision(family, prior, plan, X, rtol)
     _check_rows(family, prior, X, rtol)
-    _check_gradients(family, prior, plan, len(X), rtol, negative_sites)
+    _check_gradients(family, prior, plan, len(X), rtol, negative)
     _check_samples(family.condition(prior, plan, batch_of_sites(len(X))), X, rtol)
     _check_copies(family.condition(prior, plan, batch_of_sites(len(X))), X)
     _check_moved(family, prior, X, NumericalPolicy(dtype=torch.float32), SINGLE)
@@ -204,11 +208,11 @@ def _outputs(posterior: Any) -> dict[str, Tensor]:
     }
 
 
-def _check_gradients(family: Family, prior: Prior, plan: Any, n: int, rtol: float, negative_sites: bool) -> None:
+def _check_gradients(family: Family, prior: Prior, plan: Any, n: int, rtol: float, negative: float) -> None:
     """Gradients in every hyperparameter and in the sites against finite differences of the values."""
     sites = batch_of_sites(n)
-    if negative_sites:
-        sites.precision[:, 0] = -0.1
+    if negative < 0:
+        sites.precision[:, 0] = negative
     leaves: dict[str, Tensor] = {item.name: item.parameter for item in hyperparameters(prior.kernel)}
     leaves |= {"λ1": sites.linear.requires_grad_(), "λ2": sites.precision.requires_grad_()}
 
@@ -226,6 +230,8 @@ def _check_gradients(family: Family, prior: Prior, plan: Any, n: int, rtol: floa
             _near(values[name], plain, ALGEBRA, f"{name} differs when gradients are recorded")
     for i, (leaf, parameter) in enumerate(leaves.items()):
         direction = draw(*parameter.shape, seed=11)
+        if leaf == "λ2":  # no precision may change its sign
+            direction *= parameter.detach().abs()
         expected = difference(lambda: torch.stack(list(functionals().values())), parameter, direction)
         for name, slope in zip(values, expected, strict=True):
             message = f"the gradient of {name} in {leaf} differs from finite differences"

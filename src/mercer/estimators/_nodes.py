@@ -207,27 +207,27 @@ class Writer:
         parts = {
             "parameters": self._each(module._parameters, where),
             "buffers": self._each(module._buffers, where),
-            "modules": self._each({k: v for k, v in module._modules.items() if type(v) not in _PRIORS}, where),
+            "modules": self._each(module._modules, where),
         }
         if isinstance(module, gpytorch.Module):
             parts["constraints"] = list(module._constraints)
-            parts["priors"] = [
-                [name, self.encode(prior, f"{where}.{name}"), _attribute(module, name, closure, where)]
-                for name, (prior, closure, _) in module._priors.items()
-            ]
+            parts["priors"] = [[name, _attribute(module, name, where)] for name in module._priors]
         return parts
 
 
-def _attribute(module: gpytorch.Module, name: str, closure: Any, where: str) -> str:
+def _attribute(module: gpytorch.Module, name: str, where: str) -> str:
     """Return the attribute that the prior ``name`` applies to."""
+    closure = module._priors[name][1]
     if isinstance(closure, _Get):
         return closure.attribute
     if closure.__module__.startswith("gpytorch."):
-        # register_prior keeps the attribute's name as ``param``; gpytorch's classes name the prior after it
-        attribute = inspect.getclosurevars(closure).nonlocals.get("param", name.removesuffix("_prior"))
-        value = getattr(module, attribute, None)
-        if isinstance(value, Tensor) and torch.equal(closure(module), value):
-            return attribute
+        # register_prior holds the attribute's name as ``param``; gpytorch's classes have methods called _<name>_param,
+        # or a lambda and the prior named after the attribute
+        named = inspect.getclosurevars(closure).nonlocals.get("param", "")
+        for attribute in (named, closure.__name__[1:].removesuffix("_param"), name.removesuffix("_prior")):
+            value = getattr(module, attribute, None)
+            if isinstance(value, Tensor) and torch.equal(closure(module), value):
+                return attribute
     raise TypeError(
         f"{where}.{name} is a prior on a function, which cannot be saved without executing code on load; "
         "register it on an attribute by name, or use pickle."
@@ -319,7 +319,7 @@ class Reader:
             made.add_module(name, self.decode(value))
         if isinstance(made, gpytorch.Module):
             made._constraints = {name: made._modules[name] for name in node["constraints"]}
-            for name, prior, attribute in node["priors"]:
+            for name, attribute in node["priors"]:
                 if attribute not in made._parameters and not isinstance(getattr(type(made), attribute, None), property):
                     raise ValueError(f"the prior {name!r} is on {attribute!r}, which {type(made).__name__} lacks")
-                made.register_prior(name, self.decode(prior), _Get(attribute), _Set(attribute))
+                made._priors[name] = (made._modules[name], _Get(attribute), _Set(attribute))

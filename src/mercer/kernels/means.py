@@ -7,7 +7,7 @@ from gpytorch.means import ConstantMean
 
 
 def constant_mean(value: float) -> ConstantMean:
-    """Return a learnable constant mean that starts at ``value``, in units of f."""
-    mean = ConstantMean()
-    mean.initialize(constant=torch.tensor(value))
+    """Return a learnable constant mean in float64 that starts at ``value``, in units of f."""
+    mean = ConstantMean().to(torch.float64)
+    mean.initialize(constant=torch.tensor(value, dtype=torch.float64))
     return mean

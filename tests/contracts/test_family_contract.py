@@ -16,7 +16,7 @@ TABLE = {
     "exact, one column, no mean": (Exact(), Prior(Matern12(0.8, outputscale=2.0)), LINE, {}),
     "exact, kernel expression": (
         Exact(),
-        Prior(Matern32(0.7, outputscale=0.5) + Linear(0.3) * RBF(2.0), constant_mean(-1.0).double()),
+        Prior(Matern32(0.7, outputscale=0.5) + Linear(0.3) * RBF(2.0), constant_mean(-1.0)),
         LINE,
         {},
     ),

@@ -110,7 +110,7 @@ def _trial(engine: Any, likelihood: Likelihood, y: Tensor, family: Any, side: di
     n = len(y)
     assert y.dim() == 1 and n >= 6 and not torch.isnan(y).any(), "y must be (n,), n ≥ 6, without NaN"
     X = torch.linspace(0.0, 3.0, n, dtype=torch.float64).unsqueeze(-1) + 0.1 * draw(n, 1, seed=3)
-    prior = Prior(Matern52(0.8, outputscale=1.2), constant_mean(0.2).double())
+    prior = Prior(Matern52(0.8, outputscale=1.2), constant_mean(0.2))
     policy = NumericalPolicy(tol=TOL, max_inner=1000)
     model = Model(prior, likelihood, Exact() if family is None else family, engine, policy)
     return _Trial(model, Data(X, y, torch.ones(n, dtype=torch.float64), side))

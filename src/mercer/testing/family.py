@@ -92,7 +92,7 @@ def check_family(
 
 def _problem(prior: Prior | None, X: Tensor | None) -> tuple[Prior, Tensor]:
     if prior is None:
-        prior = Prior(Matern52(0.6, outputscale=1.5), constant_mean(0.4).double())
+        prior = Prior(Matern52(0.6, outputscale=1.5), constant_mean(0.4))
     if X is None:
         X = 2.0 * torch.rand(9, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     assert X.dim() == 2 and len(X) >= 5, "X must be (n, d) with n ≥ 5"

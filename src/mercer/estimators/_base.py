@@ -74,6 +74,10 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         """Return a likelihood in model units, free to be changed."""
         raise NotImplementedError
 
+    def _caveats(self, rows: Rows) -> list[str]:
+        """Return what the user must be warned of before anything is fitted."""
+        return []
+
     def _fresh_likelihood(self, likelihood: Any, units: Units, **context: Any) -> Likelihood:
         """Return an independent likelihood; values that the user gave move from user to model units."""
         fresh = copy.deepcopy(get_likelihood(likelihood, **context))
@@ -100,7 +104,6 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
                 ensure_non_negative=True,
             )
             rows = canonical_rows(to_numpy(X_checked).astype(np.float64), targets, weight, side)
-            self._check_rows(rows)
             self._infer(rows, resolve_device(self.device, X_checked), X, y)
         except KeyboardInterrupt:
             if self.__dict__.get("fit_report_") is before.get("fit_report_"):
@@ -124,9 +127,6 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         for key in [k for k in self.__dict__ if not k.startswith(_CALLBACK_STATE)]:
             del self.__dict__[key]
         self.__dict__.update(before)
-
-    def _check_rows(self, rows: Rows) -> None:
-        """Refuse rows that the task cannot use."""
 
     def _infer(self, rows: Rows, device: torch.device, X: Any, y: Any) -> None:
         """Resolve the model, learn hyperparameters and condition; sets all fitted attributes at the end."""
@@ -269,6 +269,9 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
     def _warn(self, learned: Learned, inner_converged: bool) -> None:
         """Warn of everything that the report must not be alone in saying."""
         report = self.fit_report_
+        for message in report.warnings:
+            warnings.warn(f"{type(self).__name__}: {message}.", UserWarning, stacklevel=4)
+        n_caveats = len(report.warnings)
         if report.jitter > 0:
             report.warnings.append(
                 f"the covariance matrix needed a relative jitter of {report.jitter:g}; look for near-duplicate rows"
@@ -280,7 +283,7 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             )
         if not inner_converged:
             report.warnings.append("the sites did not converge at the final hyperparameters")
-        for message in report.warnings:
+        for message in report.warnings[n_caveats:]:
             warnings.warn(f"{type(self).__name__}: {message}.", ConvergenceWarning, stacklevel=4)
 
     # ------------------------------------------------------------------ predictions

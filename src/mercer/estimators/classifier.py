@@ -17,6 +17,10 @@ from mercer.estimators._base import BaseGP
 from mercer.estimators._rows import Container, Rows, Units
 from mercer.estimators._validation import to_numpy
 from mercer.likelihoods.base import Likelihood
+from mercer.likelihoods.categorical import Bernoulli
+
+_BINARY = ("probit", "logit", "bernoulli")
+_ONE_LATENT = ("laplace", "power_ep")  # engines that serve two classes or ordered ones, but not the softmax
 
 
 class GPClassifier(ClassifierMixin, BaseGP):
@@ -107,20 +111,41 @@ class GPClassifier(ClassifierMixin, BaseGP):
         self.verbose = verbose
         self.random_state = random_state
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = self._binary_choice() is None
+        return tags
+
+    def _binary_choice(self) -> str | None:
+        """Return the parameter that restricts the task to two classes, or None."""
+        likelihood, engine = self.likelihood, self.engine
+        if isinstance(likelihood, Bernoulli) or (isinstance(likelihood, str) and likelihood in _BINARY):
+            return f"likelihood={likelihood!r}"
+        if isinstance(likelihood, str) and likelihood == "auto" and getattr(engine, "name", engine) in _ONE_LATENT:
+            return f"engine={engine!r}"
+        return None
+
     def _make_likelihood(self, rows: Rows, units: Units) -> Likelihood:
         n_classes = len(self.classes_)
         name = self.likelihood
+        if n_classes > 2 and (choice := self._binary_choice()) is not None:
+            raise ValueError(
+                f"Only binary classification is supported with {choice}, and y has {n_classes} classes. Use "
+                "likelihood='softmax' with engine='dual', or likelihood='ordinal' if the classes are ordered."
+            )
         if isinstance(name, str) and name == "auto":
             name = "logit" if n_classes == 2 else "softmax"
-        if isinstance(name, str) and name in ("probit", "logit", "bernoulli") and n_classes > 2:
-            raise ValueError(
-                f"likelihood={name!r} is for 2 classes and y has {n_classes}; use likelihood='softmax' or 'auto'."
-            )
-        if isinstance(name, str) and name not in ("probit", "logit", "bernoulli", "softmax", "ordinal"):
+        if isinstance(name, str) and name not in (*_BINARY, "softmax", "ordinal"):
             raise ValueError(
                 f"likelihood={name!r} is not for classes; choose 'auto', 'logit', 'probit', 'softmax' or 'ordinal'."
             )
-        return self._fresh_likelihood(name, units, n_classes=n_classes)
+        likelihood = self._fresh_likelihood(name, units, n_classes=n_classes)
+        if getattr(likelihood, "n_classes", None) != n_classes:
+            raise ValueError(
+                f"likelihood={name!r} is not for {n_classes} classes, the number in y; choose 'auto', or an object "
+                f"with n_classes={n_classes}."
+            )
+        return likelihood
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GPClassifier:

@@ -112,7 +112,19 @@ class GPCountRegressor(RegressorMixin, BaseGP):
             raise ValueError(
                 f"likelihood={self.likelihood!r} is not for counts; choose 'poisson' or 'negative_binomial'."
             )
-        return self._fresh_likelihood(self.likelihood, units)
+        likelihood = self._fresh_likelihood(self.likelihood, units)
+        if likelihood.support not in ("count", "other"):
+            raise ValueError(
+                f"likelihood={self.likelihood!r} is not for counts; choose 'poisson' or 'negative_binomial'."
+            )
+        if not _are_integers(rows.y):
+            likelihood.support = "other"  # the density continues to real y ≥ 0; _caveats says so
+        return likelihood
+
+    def _caveats(self, rows: Rows) -> list[str]:
+        if _are_integers(rows.y):
+            return []
+        return ["y holds values that are not integers; the count density is used as a quasi-likelihood for them"]
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, exposure: Any = None) -> GPCountRegressor:
@@ -122,7 +134,8 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         ----------
         X : array-like, DataFrame or tensor of shape (n, d)
         y : array-like of shape (n,)
-            Counts, ≥ 0; NaN marks a missing target.
+            Counts, ≥ 0; NaN marks a missing target. Other values ≥ 0, such as averages of counts, are taken with
+            a warning.
         sample_weight : array-like of shape (n,), default=None
             Replication weights, ≥ 0.
         exposure : float or array-like of shape (n,), default=None
@@ -253,3 +266,8 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         """
         predicted = to_numpy(self.predict(X, exposure=exposure))
         return float(d2_tweedie_score(self._counts(y, X), predicted, sample_weight=sample_weight, power=1))
+
+
+def _are_integers(counts: np.ndarray) -> bool:
+    """Whether all observed counts are whole numbers."""
+    return bool((np.isnan(counts) | (counts == np.round(counts))).all())

@@ -19,6 +19,7 @@ from mercer.policy import NumericalPolicy
 
 # powers of the unit of y in the learnable parameters of a likelihood
 _LIKELIHOOD_UNITS = {"likelihood.noise_variance": 2, "likelihood.scale": 1}
+_TASK_OF_SUPPORT = {"classes": "GPClassifier", "count": "GPCountRegressor"}
 
 
 class GPRegressor(RegressorMixin, BaseGP):
@@ -147,6 +148,11 @@ class GPRegressor(RegressorMixin, BaseGP):
 
     def _make_likelihood(self, rows: Rows, units: Units) -> Likelihood:
         likelihood = self._fresh_likelihood(self.likelihood, units)
+        if likelihood.support in _TASK_OF_SUPPORT:
+            raise ValueError(
+                f"likelihood={self.likelihood!r} is not for real targets; choose 'gaussian' or 'student_t', or use "
+                f"{_TASK_OF_SUPPORT[likelihood.support]}."
+            )
         floor = NumericalPolicy(dtype=resolve_dtype(self.dtype)).noise_floor
         assert floor is not None
         return likelihood.with_noise_floor(floor) if isinstance(likelihood, Gaussian) else likelihood

@@ -1,10 +1,13 @@
 """The command line: whole rounds on small tables, and mistakes that end in a sentence and exit code 2."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from mercer import GPRegressor
 from mercer._tables import UserError, encode, encode_like
 from mercer.cli import app
 
@@ -101,6 +104,8 @@ def test_quick_demo_forecasts_and_draws(tmp_path):
         (["fit", "TABLE", "--target", "weight"], "'weight' is not a column"),
         (["fit", "TABLE", "--target", "kind", "--task", "regression"], "needs a numeric target"),
         (["fit", "TABLE", "--target", "height", "--kernel", "no-such-kernel"], "kernel"),
+        (["fit", "TABLE", "--target", "height", "--output", "no-such-folder/m.mercer"], "no-such-folder; make it"),
+        (["demo", "--output", "no-such-folder/demo.png"], "no-such-folder; make it"),
         (["report", "absent.mercer"], "absent.mercer"),
         (["report", "TABLE"], "plants.csv"),
     ],
@@ -110,6 +115,77 @@ def test_mistakes_end_in_one_sentence(table, arguments, message):
     assert "error: " in result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"y": ["same"] * 9}, "at least 2 classes"),
+        ({"y": [""] * 9}, "column 'y' of"),
+        ({"y": range(9), "empty": [""] * 9}, "'empty' has 9 gaps in 9 rows"),
+        ({"y": range(30), "x": ["n/k", *range(29)]}, "such as 'n/k'"),
+    ],
+)
+def test_tables_that_cannot_be_learned_from(tmp_path, columns, message):
+    path = tmp_path / "bad.csv"
+    pd.DataFrame({"x": range(len(columns["y"])), **columns}).to_csv(path, index=False)
+    assert message in run("fit", path, "--target", "y", code=2).stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_without_a_target_are_counted(table):
+    frame = pd.read_csv(table)[["size", "height"]].dropna()
+    frame.loc[7:9, "height"] = np.nan
+    frame.to_csv(table, index=False)
+    assert "3 of 39 rows dropped: no target" in run("fit", table, "--target", "height").stderr
+
+
+def test_a_single_number_as_target_is_predicted(tmp_path):
+    path = tmp_path / "flat.csv"
+    pd.DataFrame({"x": range(9), "y": 4.0}).to_csv(path, index=False)
+    assert "1 different number," in run("fit", path, "--target", "y").stderr
+    lines = run("predict", path.with_suffix(".mercer"), path).stdout.splitlines()
+    assert float(lines[1].split(",")[0]) == pytest.approx(4.0)
+
+
+def test_classes_that_are_held_out_entirely_do_not_end_the_fit(tmp_path):
+    path = tmp_path / "rare.csv"
+    pd.DataFrame({"x": range(22), "y": ["a", "b"] * 10 + ["c", "d"]}).to_csv(path, index=False)
+    fitted = run("fit", path, "--target", "y", "--test-size", 0.5)
+    assert "classes held out entirely" in fitted.stdout
+    assert path.with_suffix(".mercer").exists()
+
+
+def test_models_of_python_with_several_outputs(tmp_path):
+    generator = np.random.default_rng(0)
+    frame = pd.DataFrame(generator.uniform(size=(12, 2)), columns=["p", "q"])
+    path, data = tmp_path / "m.mercer", tmp_path / "d.csv"
+    frame.to_csv(data, index=False)
+    model = GPRegressor(optimizer=None).fit(frame, np.sin(frame.to_numpy()))
+    model.save(path)
+    assert "noise sd" in run("report", path).stdout
+    out = tmp_path / "out.csv"
+    run("predict", path, data, "--output", out)
+    predicted = pd.read_csv(out)
+    assert list(predicted.columns) == ["mean_0", "mean_1", "std_0", "std_1"]
+    mean, std = model.predict(frame, return_std=True)
+    np.testing.assert_allclose(predicted, np.column_stack([mean, std]), rtol=1e-12)
+
+
+def test_models_without_column_names_are_reported_but_predict_in_python(tmp_path):
+    path, data = tmp_path / "m.mercer", tmp_path / "d.csv"
+    X = np.arange(8.0)[:, None]
+    GPRegressor(optimizer=None).fit(X, X[:, 0]).save(path)
+    pd.DataFrame({"x": [1.0]}).to_csv(data, index=False)
+    assert "Matern52" in run("report", path).stdout
+    assert "without names" in run("predict", path, data, code=2).stderr
+
+
+def test_a_fit_that_did_not_converge_says_so_once(table, monkeypatch, recwarn):
+    monkeypatch.setattr("mercer.GPRegressor", partial(GPRegressor, max_iter=1))
+    result = run("fit", keep(table, "size", "height"), "--target", "height")
+    assert result.stdout.count("did not converge") == 1
+    assert not [warning for warning in recwarn if "did not converge" in str(warning.message)]
 
 
 def test_missing_input_column_is_named(table):

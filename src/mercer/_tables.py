@@ -40,6 +40,37 @@ def read_csv(path: Path) -> pd.DataFrame:
     return frame
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError if ``path`` cannot be a file, before the work whose result it is to hold."""
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; name a file in it.")
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.resolve().parent}; make it first.")
+
+
+def complete_rows(X: pd.DataFrame, fate: str) -> Any:
+    """Return which rows have a finite number in every column, (n,) bool; say how many are ``fate`` for lack of one.
+
+    Raises
+    ------
+    UserError
+        No row is complete.
+    """
+    import numpy as np
+
+    finite = np.isfinite(X.to_numpy())
+    complete = finite.all(axis=1)
+    if not complete.any():
+        gaps = (~finite).sum(axis=0)
+        raise UserError(
+            f"no row is complete; input column {X.columns[gaps.argmax()]!r} has {gaps.max()} gaps in {len(X)} rows. "
+            "Fill them or remove the column."
+        )
+    if not complete.all():
+        say(f"note: {int((~complete).sum())} of {len(X)} rows {fate}: a missing or infinite input")
+    return complete
+
+
 def encode(frame: pd.DataFrame) -> pd.DataFrame:
     """Return float columns; text columns become indicators named ``column=value``.
 
@@ -56,7 +87,7 @@ def encode(frame: pd.DataFrame) -> pd.DataFrame:
         values = sorted(frame[name].dropna().astype(str).unique())
         if len(values) > MAX_CATEGORIES:
             raise UserError(
-                f"column {name!r} is text with {len(values)} different values (such as {values[0]!r}); "
+                f"column {name!r} is text with {len(values)} different values (such as {_not_a_number(values)!r}); "
                 "remove it or turn it into numbers."
             )
         say(f"note: column {name!r} is text: one indicator for each of its {len(values)} values")
@@ -88,8 +119,7 @@ def encode_like(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
         elif is_number(column):
             columns[name] = column.astype(float)
         else:
-            bad = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
-            raise UserError(f"column {name!r} must hold numbers; found {bad.iloc[0]!r}.")
+            raise UserError(f"column {name!r} must hold numbers; found {_not_a_number(column.dropna())!r}.")
     for source in {_source(name, frame)[0] for name in names if name not in frame.columns}:
         pairs = [_source(name, frame) for name in names]
         new = set(frame[source].dropna().astype(str)) - {value for column, value in pairs if column == source}
@@ -104,6 +134,15 @@ def is_number(column: pd.Series) -> bool:
     import pandas as pd
 
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
+
+
+def _not_a_number(values: Any) -> str:
+    """Return the first of some texts that is no number, or else the first: what to repair in a column of numbers."""
+    import pandas as pd
+
+    texts = pd.Series(values, dtype=object)
+    bad = texts[pd.to_numeric(texts, errors="coerce").isna()]
+    return str((texts if bad.empty else bad).iloc[0])
 
 
 def _source(name: str, frame: pd.DataFrame) -> tuple[str | None, str | None]:

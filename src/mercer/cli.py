@@ -7,6 +7,7 @@ standard output, progress and notes to standard error. Heavy imports wait until 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mercer._tables import UserError, encode, encode_like, is_number, read_csv, say
+from mercer._tables import UserError, check_writable, complete_rows, encode, encode_like, is_number, read_csv, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,7 @@ def demo(
     with user_errors():
         from mercer.demo import draw, forecast_co2, load_co2
 
+        check_writable(output)
         series = load_co2(months=3 if quick else 1)
         say(f"fitting {len(series.y)} {series.label} up to {series.t[-1, 0]:.1f} …")
         forecast = forecast_co2(series)
@@ -85,20 +87,23 @@ def fit(
     """Fit a table and save the model."""
     with user_errors():
         import numpy as np
+        from sklearn.exceptions import ConvergenceWarning
 
         import mercer
 
+        path = output or data.with_suffix(".mercer")
+        check_writable(path)
         frame = read_csv(data)
         if target not in frame.columns:
             raise UserError(f"--target {target!r} is not a column of {data}; it has {', '.join(frame.columns)}.")
-        frame = frame[frame[target].notna()]
-        X = encode(frame.drop(columns=target))
-        complete = np.isfinite(X.to_numpy()).all(axis=1)
-        if (~complete).any():
-            say(f"note: {int((~complete).sum())} of {len(X)} rows dropped: a missing or infinite input")
-        X, y = X[complete], frame[target][complete]
-        if len(y) == 0:
-            raise UserError(f"no complete row is left in {data}.")
+        known = frame[target].notna()
+        if not known.any():
+            raise UserError(f"column {target!r} of {data} is empty: there is nothing to learn from.")
+        if not known.all():
+            say(f"note: {int((~known).sum())} of {len(frame)} rows dropped: no target")
+        X = encode(frame[known].drop(columns=target))
+        complete = complete_rows(X, "dropped")
+        X, y = X[complete], frame[target][known][complete]
         chosen = choose_task(task, y)
         classes = {
             Task.regression: mercer.GPRegressor,
@@ -109,12 +114,13 @@ def fit(
         order = np.random.default_rng(seed).permutation(len(y))
         held, kept = np.split(order, [round(test_size * len(y))])
         say(f"fitting {type(model).__name__} on {len(kept)} rows and {X.shape[1]} columns …")
-        model.fit(X.iloc[kept], y.iloc[kept].to_numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the report says it
+            model.fit(X.iloc[kept], y.iloc[kept].to_numpy())
+        model.save(path)
         print_report(model, list(X.columns))
         if len(held):
             typer.echo(f"\n{len(held)} held-out rows: {judge(model, X.iloc[held], y.iloc[held].to_numpy())}")
-        path = output or data.with_suffix(".mercer")
-        model.save(path)
     typer.echo(f"model: {path}")
 
 
@@ -131,18 +137,21 @@ def predict(
 
         import mercer
 
-        fitted = mercer.load(model)
+        if output is not None:
+            check_writable(output)
+        fitted: Any = mercer.load(model)
+        if not hasattr(fitted, "feature_names_in_"):
+            raise UserError(f"{model} was fitted on columns without names; predict in Python with mercer.load.")
         X = encode_like(read_csv(data), list(fitted.feature_names_in_))
-        complete = np.isfinite(X.to_numpy()).all(axis=1)
-        if (~complete).any():
-            say(f"note: {int((~complete).sum())} of {len(X)} rows left empty: a missing or infinite input")
-        if not complete.any():
-            raise UserError(f"no complete row in {data}.")
+        complete = complete_rows(X, "left empty")
         if hasattr(fitted, "predict_proba"):
             columns = [f"probability_{label}" for label in fitted.classes_]
             values = fitted.predict_proba(X[complete])
         else:
-            columns, values = ["mean", "std"], np.column_stack(fitted.predict(X[complete], return_std=True))
+            mean, std = fitted.predict(X[complete], return_std=True)
+            outputs = [""] if mean.ndim == 1 else [f"_{i}" for i in range(mean.shape[1])]
+            columns = [f"{name}{output}" for name in ("mean", "std") for output in outputs]
+            values = np.column_stack([mean, std])
         out = pd.DataFrame(np.nan, index=X.index, columns=columns)
         out.loc[complete] = values
         text = out.to_csv(output, index=False)
@@ -164,12 +173,15 @@ def report(model: Annotated[Path, typer.Argument(help="Model file from `mercer f
 
 def print_report(model: Any, names: list[str]) -> None:
     """Print fit report, kernel, noise and the findings of ``diagnose``."""
+    import numpy as np
+
     from mercer.display._text import kernel_text
 
     typer.echo(str(model.fit_report_))
     typer.echo(f"\nkernel, in the units of the columns and of y²\n{kernel_text(model.kernel_, names)}")
     if getattr(model, "noise_variance_", None) is not None:
-        typer.echo(f"  noise sd {float(model.noise_variance_) ** 0.5:.4g}, in units of y")
+        spread = ", ".join(f"{value:.4g}" for value in np.sqrt(np.atleast_1d(model.noise_variance_)))
+        typer.echo(f"  noise sd {spread}, in units of y")
     findings = model.diagnose()
     typer.echo("\nfindings: none" if not findings else "\nfindings")
     for finding in findings:
@@ -181,7 +193,7 @@ def choose_task(task: Task, y: pd.Series) -> Task:
     if task is Task.auto:
         text, values = not is_number(y), y.nunique()
         task = Task.classification if text or values == 2 else Task.regression
-        reason = "text" if text else f"{values} different numbers"
+        reason = "text" if text else f"{values} different number{'s' if values > 1 else ''}"
         say(f"note: {y.name!r} holds {reason}, so this is {task.value} (--task overrides)")
     if task is not Task.classification and not is_number(y):
         raise UserError(f"--task {task.value} needs a numeric target; {y.name!r} holds text.")
@@ -192,9 +204,12 @@ def judge(model: Any, X: pd.DataFrame, y: Any) -> str:
     """Return the scores on held-out rows as a sentence."""
     import numpy as np
 
-    nlpd = -float(np.mean(model.log_predictive_density(X, y)))
     if hasattr(model, "predict_proba"):
-        return f"error {np.mean(model.predict(X) != y):.3f}, log loss {nlpd:.3f} nats"
+        error, seen = np.mean(model.predict(X) != y), np.isin(y, model.classes_)
+        if not seen.all():
+            return f"error {error:.3f}; no log loss, since {int((~seen).sum())} rows are of classes held out entirely"
+        return f"error {error:.3f}, log loss {-np.mean(model.log_predictive_density(X, y)):.3f} nats"
+    nlpd = -float(np.mean(model.log_predictive_density(X, y)))
     mean, std = model.predict(X, return_std=True)
     inside = np.mean(np.abs(y - mean) <= 1.96 * std)
     return f"RMSE {np.sqrt(np.mean((y - mean) ** 2)):.4g}, NLPD {nlpd:.4g} nats, {inside:.0%} within 1.96 std"

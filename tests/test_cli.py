@@ -181,10 +181,10 @@ def test_models_without_column_names_are_reported_but_predict_in_python(tmp_path
     assert "without names" in run("predict", path, data, code=2).stderr
 
 
-def test_a_fit_that_did_not_converge_says_so_once(table, monkeypatch, recwarn):
+def test_a_fit_that_did_not_converge_says_so_in_the_report_alone(table, monkeypatch, recwarn):
     monkeypatch.setattr("mercer.GPRegressor", partial(GPRegressor, max_iter=1))
     result = run("fit", keep(table, "size", "height"), "--target", "height")
-    assert result.stdout.count("did not converge") == 1
+    assert "did not converge" in result.stdout
     assert not [warning for warning in recwarn if "did not converge" in str(warning.message)]
 
 

@@ -186,6 +186,7 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             evidence_trace=[v + self._log_jacobian() for v in learned.trace],
             optima=[v + self._log_jacobian() for v in learned.optima],
             notes=[*notes, *learned.notes, *inference.notes],
+            warnings=self._caveats(rows),
         )
         self._warn(learned, inference.converged)
         if learned.interrupted:

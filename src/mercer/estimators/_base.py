@@ -10,6 +10,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mercer._typing import Data
+from mercer._typing import Data, Sites
 from mercer.estimators._diagnose import diagnose
 from mercer.estimators._params import NestedKernelParams
 from mercer.estimators._report import Finding, FitReport, peak_memory_mb
@@ -148,6 +149,9 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         if rows.n_dropped:
             notes.append(f"{rows.n_dropped} row(s) without weight or target dropped")
         learned = self._learn(model, data, generator, start, X, y, notes)
+        if policy.dtype != torch.float64:
+            model, data, learned.sites = self._in_float64(model, rows, units, learned)
+            notes.append(f"hyperparameters were learned in {self.dtype}; the posterior is in float64")
         plan = model.family.plan(model.prior, data.X, policy)
         inference = run(model, plan, data, learned.sites)
         with torch.no_grad():
@@ -193,6 +197,18 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             raise KeyboardInterrupt(
                 "fit was interrupted; the best hyperparameters so far are kept, and warm_start=True resumes."
             )
+
+    @staticmethod
+    def _in_float64(model: Model, rows: Rows, units: Units, learned: Learned) -> tuple[Model, Data, Sites | None]:
+        """Return model, data and sites in float64: a posterior variance is a small difference of large numbers."""
+        policy = NumericalPolicy(device=model.policy.device)
+        kernel, mean = model.prior.kernel.double(), model.prior.mean
+        model = replace(model, prior=Prior(kernel, None if mean is None else mean.double()), policy=policy)
+        ThetaVector(model).write(learned.theta)
+        sites = learned.sites
+        if sites is not None:
+            sites = Sites(sites.linear.double(), sites.precision.double())
+        return model, make_data(rows, units, policy), sites
 
     def _seed(self) -> int:
         """Return the integer seed behind all randomness of fit."""

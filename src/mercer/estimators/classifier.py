@@ -46,6 +46,7 @@ class GPClassifier(ClassifierMixin, BaseGP):
     standardize : bool, default=True
         Standardise X inside.
     dtype : {"float64", "float32"}, default="float64"
+        Precision in which hyperparameters are learned; the posterior is in float64.
     device : str or torch.device, default=None
     warm_start : bool, default=False
     verbose : int, default=0

@@ -51,7 +51,8 @@ class GPRegressor(RegressorMixin, BaseGP):
     standardize : bool, default=True
         Standardise X and y inside.
     dtype : {"float64", "float32"}, default="float64"
-        Working precision; float32 raises the floor of the noise variance to 1e-4 var(y).
+        Precision in which hyperparameters are learned; float32 raises the floor of the noise variance to
+        1e-4 var(y). The posterior itself is in float64.
     device : str or torch.device, default=None
         None follows X if it is a tensor, else the CPU.
     warm_start : bool, default=False

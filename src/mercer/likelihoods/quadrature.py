@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import roots_hermitenorm
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -28,8 +29,9 @@ BISECTIONS = 30  # halvings of the bracket around the mode of an adaptive rule: 
 
 @lru_cache(maxsize=32)
 def _hermite(n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    nodes, weights = np.polynomial.hermite_e.hermegauss(n_nodes)
-    return nodes, weights / np.sqrt(2 * np.pi)
+    # NumPy's rule overflows from 371 nodes on
+    nodes, weights = roots_hermitenorm(n_nodes)
+    return nodes, weights / weights.sum()
 
 
 def gauss_hermite(n_nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,14 +56,21 @@ class StudentT(QuadratureLikelihood):
         self._positive("df", df, (1.0, 1e3), learn_df)
 
     def initialise(self, y: Tensor, weight: Tensor, **side: Tensor) -> Tensor | float:
-        """Validate y and set s = √0.1 · 1.4826 · MAD(y): the share of noise a Gaussian would start from."""
+        """Validate y and set s = √0.1 · 1.4826 · MAD(y): the share of noise a Gaussian would start from.
+
+        Where more than half of the targets agree the MAD says nothing; the standard deviation then takes its place.
+        """
         self.validate(y, **side)
         if not self._given:
             observed = ~torch.isnan(y)
             w = weight.expand_as(y)[observed].double()
             if w.numel():
-                deviation = weighted_median_deviation(y[observed].double(), w)
-                self._set("scale", math.sqrt(START_NOISE) * 1.4826 * deviation)
+                values = y[observed].double()
+                deviation = 1.4826 * weighted_median_deviation(values, w)
+                if not bool(deviation > self._bounds["scale"][0]):
+                    centre = (w * values).sum() / w.sum()
+                    deviation = ((w * (values - centre).square()).sum() / w.sum()).sqrt()
+                self._set("scale", math.sqrt(START_NOISE) * deviation)
         return 0.0
 
     def _density(self, y: Tensor, f: Tensor, **side: Tensor) -> Tensor:

@@ -108,6 +108,12 @@ class StudentT(QuadratureLikelihood):
         log_normal = -0.5 * (LOG_2PI + total.log() + squares / total)
         return masked(torch.logsumexp(step.log() + log_gamma + log_normal, -1), observed)
 
+    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float = 1.0, **side: Tensor) -> Tensor:
+        """Return log ∫ p(y|f)^power N(f; m, v) df, in nats: by the mixture at power one, else by Gauss–Hermite."""
+        if power == 1.0:
+            return self.log_predictive_density(y, m, v, **side)
+        return super().log_tilted(y, m, v, power, **side)
+
     def sample(self, f: Tensor, generator: torch.Generator | None = None, **side: Tensor) -> Tensor:
         df, scale = self.value_of("df", f).detach(), self.value_of("scale", f).detach()
         normal = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)

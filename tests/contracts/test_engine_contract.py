@@ -32,7 +32,7 @@ TABLE = {
     "power_ep, gaussian": (PowerEP(), Gaussian(0.3), REAL, {}),
     "power_ep, probit": (PowerEP(), Bernoulli(), BINARY, {}),
     "power_ep of one half, poisson": (PowerEP(power=0.5), Poisson(), COUNTS, {}),
-    "power_ep, student_t": (PowerEP(), StudentT(scale=0.5, n_nodes=128), OUTLIER, {}),
+    "power_ep, student_t": (PowerEP(), StudentT(scale=0.5), OUTLIER, {}),
 }
 
 

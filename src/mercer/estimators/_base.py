@@ -45,6 +45,7 @@ from mercer.resolve import resolve
 
 # attributes that scikit-learn's callbacks keep on the estimator while fit runs
 _CALLBACK_STATE = ("_skl_", "_callback", "_parent_callback")
+_FINAL_TOL = 1e-14  # relative tolerance of the sites that a fitted model keeps
 
 
 class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
@@ -150,10 +151,13 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             notes.append(f"{rows.n_dropped} row(s) without weight or target dropped")
         learned = self._learn(model, data, generator, start, X, y, notes)
         if policy.dtype != torch.float64:
-            model, data, learned.sites = self._in_float64(model, rows, units, learned)
             notes.append(f"hyperparameters were learned in {self.dtype}; the posterior is in float64")
-        plan = model.family.plan(model.prior, data.X, policy)
-        inference = run(model, plan, data, learned.sites)
+        model, data, sites = self._final(model, rows, units, learned)
+        plan = model.family.plan(model.prior, data.X, model.policy)
+        inference = run(model, plan, data, sites)
+        if not inference.converged:  # rounding may stand in the way of the last digits
+            loose = replace(model, policy=replace(model.policy, tol=policy.tol))
+            inference = run(loose, plan, data, inference.state.sites)
         with torch.no_grad():
             value = float(model.engine.objective(model, plan, inference.state, data))
         posterior = inference.state.posterior.release()
@@ -199,9 +203,13 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             )
 
     @staticmethod
-    def _in_float64(model: Model, rows: Rows, units: Units, learned: Learned) -> tuple[Model, Data, Sites | None]:
-        """Return model, data and sites in float64: a posterior variance is a small difference of large numbers."""
-        policy = NumericalPolicy(device=model.policy.device)
+    def _final(model: Model, rows: Rows, units: Units, learned: Learned) -> tuple[Model, Data, Sites | None]:
+        """Return model, data and sites for the posterior: always in float64, sites to more digits than for learning.
+
+        A posterior variance is a small difference of large numbers, and predictions, unlike the evidence, feel an
+        error of the sites to first order.
+        """
+        policy = NumericalPolicy(device=model.policy.device, tol=_FINAL_TOL)
         kernel, mean = model.prior.kernel.double(), model.prior.mean
         model = replace(model, prior=Prior(kernel, None if mean is None else mean.double()), policy=policy)
         ThetaVector(model).write(learned.theta)

@@ -36,7 +36,7 @@ class Profile:
         Whether there is a shape parameter beside the lengthscale (α of the rational quadratic).
     exact_distance : bool
         Whether d² must be accurate near zero. The expansion |x|² + |y|² − 2xy errs by eps·|x|², which a
-        profile with a kink at 0 turns into sqrt(eps).
+        profile with a kink at 0 turns into sqrt(eps). Others take it while the error is below √eps.
     """
 
     value: Callable[[Tensor, Tensor | None], Tensor]
@@ -167,8 +167,9 @@ class _Stationary(torch.autograd.Function):
         y = x1 if x2 is None else x2
         out = x1.new_empty(x1.shape[0], x1.shape[1], y.shape[1])
         left, right = _augmented(x1, y)
+        ctx.exact = profile.exact_distance or _loses_digits(left, right)
         for b, rows, columns in _blocks(out.shape, symmetric, limit):
-            d2 = _squared_distances(x1, y, left, right, b, rows, columns, profile.exact_distance)
+            d2 = _squared_distances(x1, y, left, right, b, rows, columns, ctx.exact)
             block = out[b, rows, columns]
             torch.mul(profile.value(d2, None if shape is None else shape[b]), s[b], out=block)
             if symmetric:
@@ -188,7 +189,7 @@ class _Stationary(torch.autograd.Function):
         pull1, pull2 = torch.zeros_like(ones1), torch.zeros_like(ones2)
         by_s, by_shape = torch.zeros_like(s), torch.zeros_like(s)
         for b, rows, columns in _blocks(G.shape, symmetric, ctx.limit):
-            d2 = _squared_distances(x1, y, left, right, b, rows, columns, ctx.profile.exact_distance)
+            d2 = _squared_distances(x1, y, left, right, b, rows, columns, ctx.exact)
             k, slope, shape_slope = ctx.profile.adjoint(d2, None if shape is None else shape[b])
             weight = _folded(G, b, rows, columns) if symmetric else G[b, rows, columns]
             if need_s:
@@ -241,6 +242,14 @@ def _augmented(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     left = torch.cat([-2.0 * x, x_norm, torch.ones_like(x_norm)], -1)
     right = torch.cat([y, torch.ones_like(y_norm), y_norm], -1)
     return left, right
+
+
+def _loses_digits(left: Tensor, right: Tensor) -> bool:
+    """Whether the product of the augmented inputs errs by more than √eps, as it does 50 lengthscales out in float32."""
+    if left.numel() == 0 or right.numel() == 0:
+        return False
+    largest = torch.maximum(left[..., -2].max(), right[..., -1].max())
+    return bool(largest > torch.finfo(left.dtype).eps ** -0.5)
 
 
 def _with_ones(x: Tensor) -> Tensor:

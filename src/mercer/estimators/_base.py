@@ -229,6 +229,8 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         names = getattr(self, "feature_names_in_", None)
         kernel, notes = prepare(get_kernel("matern52" if self.kernel is None else self.kernel), rows.X.shape[1], names)
         notes += to_model_units(kernel, torch.as_tensor(units.x_scale), units.output_scale)
+        if np.size(units.y_scale) > 1:
+            notes.append("with several outputs, variances are in units of the variance of each output")
         mean = copy.deepcopy(self.mean)
         if mean is None and self._learned_mean:
             mean = constant_mean(float(start_mean))
@@ -394,19 +396,24 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         return list(self._theta_names)
 
     def _theta_offset(self, model: Model, units: Units) -> np.ndarray:
-        """Return log(user unit / model unit) for each entry of θ."""
+        """Return log(user unit / model unit) for each entry of θ.
+
+        One lengthscale over columns of unequal units is in user units one per column; θ then holds their geometric mean.
+        """
         probe = copy.deepcopy(model)
-        vector = ThetaVector(probe)
-        vector.write(np.zeros(len(vector)))
+        before = [h.to_theta(h.parameter.detach()) for _, h in ThetaVector(probe).parts]
         rescale(probe.prior.kernel, torch.as_tensor(units.x_scale), units.output_scale)
-        moved = ThetaVector(probe)
-        if moved.names != vector.names:  # an isotropic lengthscale over unequal scales has no single unit
-            return np.zeros(len(vector))
-        offset = np.where(vector.log_scale, moved.read(), 0.0)
-        for i, name in enumerate(vector.names):
+        offset = [np.empty(0)]
+        for (name, h), old in zip(ThetaVector(probe).parts, before, strict=True):
             if name.startswith("likelihood."):
-                offset[i] = self._likelihood_offset(name, units)
-        return offset
+                moved = torch.full_like(old, self._likelihood_offset(name, units))
+            elif h.log_scale:
+                new = h.to_theta(h.parameter.detach())
+                moved = new - old if new.shape == old.shape else (new - old).mean().expand_as(old)
+            else:
+                moved = torch.zeros_like(old)
+            offset.append(moved.reshape(-1).double().cpu().numpy())
+        return np.concatenate(offset)
 
     def _likelihood_offset(self, name: str, units: Units) -> float:
         """Return the log of the unit of a likelihood parameter; dimensionless by default."""

@@ -130,7 +130,7 @@ class Units:
     @property
     def output_scale(self) -> float:
         """Unit of the latent function: the scale of y, or 1 where several outputs have scales of their own."""
-        return float(self.y_scale) if np.ndim(self.y_scale) == 0 else 1.0
+        return float(np.ravel(self.y_scale)[0]) if np.size(self.y_scale) == 1 else 1.0
 
     def inputs(self, X: Tensor) -> Tensor:
         """Return X in model units; differentiable."""

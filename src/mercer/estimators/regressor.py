@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mercer.estimators._base import BaseGP
 from mercer.estimators._rows import Container, Rows, Units
-from mercer.estimators._validation import check_row_vector, check_targets, resolve_dtype
+from mercer.estimators._validation import check_row_vector, check_targets, resolve_dtype, to_numpy
 from mercer.likelihoods.base import Likelihood
 from mercer.likelihoods.gaussian import Gaussian
 from mercer.policy import NumericalPolicy
@@ -65,7 +65,8 @@ class GPRegressor(RegressorMixin, BaseGP):
     Attributes
     ----------
     kernel_ : gpytorch Kernel
-        Learned kernel in the units of X and y.
+        Learned kernel in the units of X and y; with several outputs its variances, like those of ``likelihood``
+        and ``theta_``, are in units of the variance of each output.
     noise_variance_ : float or ndarray of shape (n_outputs,)
         Learned noise variance in units of y²; None if it was known per row or the likelihood has none.
     likelihood_ : Likelihood
@@ -193,8 +194,8 @@ class GPRegressor(RegressorMixin, BaseGP):
         stored = getattr(self.likelihood_, "log_noise_variance", None)
         if stored is None or "noise_variance" in self._rows.side:
             return None
-        value = float(stored.detach().exp()) * np.square(self._units.y_scale)
-        return float(value) if value.ndim == 0 else value
+        value = to_numpy(stored.exp()).reshape(-1) * np.square(self._units.y_scale)
+        return value if self._rows.y.ndim > 1 else float(value[0])
 
     def _likelihood_offset(self, name: str, units: Units) -> float:
         return _LIKELIHOOD_UNITS.get(name, 0) * float(np.log(units.output_scale))

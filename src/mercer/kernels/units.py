@@ -48,7 +48,8 @@ def to_model_units(kernel: Kernel, input_scale: Tensor, output_scale: float) -> 
     Returns
     -------
     list of str
-        One sentence per thing that could not be converted and is therefore read in standardised units.
+        One sentence per thing that could not be converted and is therefore read in standardised units, or that
+        has more entries than before.
 
     Notes
     -----
@@ -56,11 +57,17 @@ def to_model_units(kernel: Kernel, input_scale: Tensor, output_scale: float) -> 
     amplitudes that add up to one over the summands.
     """
     unset = {id(p): p for p in kernel.parameters() if is_unset(p)}
+    sizes = {name: p.numel() for name, p in kernel.named_parameters()}
     unconverted = rescale(kernel, 1.0 / torch.as_tensor(input_scale), 1.0 / output_scale, skip=unset)
     summands = list(kernel.kernels) if isinstance(kernel, AdditiveKernel) else [kernel]
     for summand in summands:
         _set_defaults(summand, len(input_scale), 1.0 / len(summands), unset)
     notes = [f"The parameters of {name} are in standardised units." for name in unconverted]
+    notes += [
+        f"{name.replace('raw_', '')} was one number and is now one per column: the columns have different scales."
+        for name, parameter in kernel.named_parameters()
+        if parameter.numel() != sizes[name]
+    ]
     notes += [f"The prior {name} applies to the value in standardised units." for name, *_ in kernel.named_priors()]
     return notes
 

@@ -1,5 +1,7 @@
 """The exact family: regression as the textbook and scikit-learn have it, and what the contract does not cover."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -204,6 +206,7 @@ def test_a_released_posterior_predicts_bit_for_bit_without_its_gram_matrix():
     posterior = conditioned(RBF(ELL), random_sites())
     rows = torch.as_tensor(X_NEW)
     before = posterior.marginals(rows)
+    assert pickle.loads(pickle.dumps(posterior))._K is None
     posterior.release()
     assert posterior._K is None
     for left, right in zip(posterior.marginals(rows), before, strict=True):

@@ -129,7 +129,7 @@ def test_the_gradient_is_chained_to_theta():
 def test_the_objective_has_the_gradient_of_its_differences(engine):
     """Along one direction through kernel, mean and likelihood; the contract suite does it one by one."""
     model, plan, data = problem("student_t", engine)
-    evidence = Evidence(model, plan, data)
+    evidence = Evidence(model, plan, replace(data, weight=1.0 + normal(9, seed=4).square()))
     theta = evidence.vector.read()
     direction = np.random.default_rng(0).normal(size=len(theta))
     _, gradient = evidence(theta)
@@ -149,6 +149,16 @@ def test_learning_finds_the_evidence_that_scikit_learn_finds():
     assert learned.converged
     assert learned.value >= peer.log_marginal_likelihood_value_ - NATS
     assert learned.value <= peer.log_marginal_likelihood_value_ + NATS
+
+
+def test_the_scale_of_the_first_steps_does_not_change_where_they_lead():
+    data = wave()
+    expected = fit(regression(), data).value
+    for scale in (np.array([1.0, 0.1, 0.01, 0.3]), np.array([0.1, 0.3, 0.1, 0.3]), np.full(4, 0.01)):
+        evidence = evidence_of(regression(), data)
+        learned = evidence.maximise(evidence.vector.read(), max_iter=200, scale=scale)
+        assert learned.value == pytest.approx(expected, abs=NATS)
+        assert learned.n_evaluations < 200
 
 
 def test_the_model_is_left_at_the_best_theta_and_the_value_is_its_evidence():

@@ -93,6 +93,19 @@ def test_parameters_outside_their_range_are_refused(options):
         PowerEP(**options)
 
 
+@pytest.mark.parametrize("power", [1.0, 0.5])
+@torch.no_grad()
+def test_weight_three_is_the_row_three_times(power):
+    model, plan, data = problem("poisson", PowerEP(power=power))
+    weight = torch.tensor([1, 3, 1, 1, 2, 1, 1, 1, 1])
+    weighted = run(model, plan, Data(data.X, data.y, weight.to(data.X))).state
+    repeated = data.rows(torch.arange(9).repeat_interleave(weight))
+    expected = run(model, model.family.plan(model.prior, repeated.X, model.policy), repeated).state
+    assert weighted.value == pytest.approx(expected.value, rel=1e-9)
+    for one, other in zip(weighted.posterior.marginals(X_NEW), expected.posterior.marginals(X_NEW), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
 def test_a_fractional_weight_is_that_fraction_of_a_replicate():
     """Two half rows are one row, for the power that removes at most a whole site."""
     model, plan, data = problem("probit", PowerEP(power=0.5))

@@ -142,7 +142,7 @@ def test_theta_is_the_kernel_and_the_noise_and_the_evidence_is_that_of_the_data(
 
     expected = oracle(ell, amplitude, model.noise_variance_)
     assert model.log_marginal_likelihood_value_ == pytest.approx(expected, rel=1e-8)
-    elsewhere = model.theta_ + [0.5, -0.4, 0.3, -0.2]
+    elsewhere = np.add(model.theta_, [0.5, -0.4, 0.3, -0.2])
     values = dict(zip(model.theta_names_, np.exp(elsewhere), strict=True))
     expected = oracle(
         np.array([values[f"kernel.base_kernel.lengthscale[{j}]"] for j in range(2)]),

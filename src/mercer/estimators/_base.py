@@ -21,7 +21,7 @@ from sklearn.callback import CallbackSupportMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -30,7 +30,15 @@ from mercer.estimators._diagnose import diagnose
 from mercer.estimators._params import NestedKernelParams
 from mercer.estimators._report import Finding, FitReport, peak_memory_mb
 from mercer.estimators._rows import Container, Rows, Units, canonical_rows
-from mercer.estimators._validation import check_inputs, resolve_device, resolve_dtype, to_numpy
+from mercer.estimators._validation import (
+    check_inputs,
+    check_mean,
+    check_row_vector,
+    check_weight,
+    resolve_device,
+    resolve_dtype,
+    to_numpy,
+)
 from mercer.families.base import Prior
 from mercer.inference.base import run
 from mercer.inference.hyper import Evidence, Learned, ThetaVector, learn
@@ -45,6 +53,8 @@ from mercer.resolve import resolve
 
 # attributes that scikit-learn's callbacks keep on the estimator while fit runs
 _CALLBACK_STATE = ("_skl_", "_callback", "_parent_callback")
+_FAR_FROM_ONE = 1e3
+_FARTHEST = 1e50  # from the training rows, in model units: squares and products of it still are numbers
 _FINAL_TOL = 1e-14  # relative tolerance of the sites that a fitted model keeps
 
 
@@ -77,8 +87,18 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         raise NotImplementedError
 
     def _caveats(self, rows: Rows) -> list[str]:
-        """Return what the user must be warned of before anything is fitted."""
-        return []
+        """Return what the user must be warned of whatever the fit says."""
+        if self.standardize:
+            return []
+        values = np.column_stack([rows.X, rows.y]) if self._standardize_y else rows.X
+        spread = np.nanstd(values, axis=0)
+        odd = spread[(spread > 0) & ((spread < 1 / _FAR_FROM_ONE) | (spread > _FAR_FROM_ONE))]
+        if odd.size == 0:
+            return []
+        return [
+            f"standardize=False and a column varies by {odd[0]:.3g}, but starting values and bounds of the "
+            "hyperparameters are made for a spread near one"
+        ]
 
     def _fresh_likelihood(self, likelihood: Any, units: Units, **context: Any) -> Likelihood:
         """Return an independent likelihood; values that the user gave move from user to model units."""
@@ -91,21 +111,26 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
     # ------------------------------------------------------------------ fit
 
     def _fit(
-        self, X: Any, y: Any, encode: Callable[[Any], np.ndarray], sample_weight: Any, side: dict[str, Any]
+        self,
+        X: Any,
+        y: Any,
+        encode: Callable[[Any, Any, np.ndarray], np.ndarray],
+        sample_weight: Any,
+        side: dict[str, Any],
     ) -> BaseGP:
-        """Validate, infer and report; on any failure the estimator is left as it was."""
+        """Validate, infer and report; on any failure the estimator is left as it was.
+
+        ``encode`` makes numbers of (y, X, weight); ``side`` holds values per row, None where there are none.
+        """
         before = {k: v for k, v in self.__dict__.items() if not k.startswith(_CALLBACK_STATE)}
         try:
             self._validate_params()
             X_checked = check_inputs(self, X, reset=True)
-            targets = encode(y)
-            weight = _check_sample_weight(
-                None if sample_weight is None else to_numpy(sample_weight),
-                to_numpy(X_checked),
-                dtype=np.float64,
-                ensure_non_negative=True,
-            )
-            rows = canonical_rows(to_numpy(X_checked).astype(np.float64), targets, weight, side)
+            check_mean(self.mean)
+            weight = check_weight(sample_weight, X_checked)
+            targets = encode(y, X_checked, weight)
+            known = {k: check_row_vector(k, v, X_checked, positive=True) for k, v in side.items() if v is not None}
+            rows = canonical_rows(to_numpy(X_checked).astype(np.float64), targets, weight, known)
             self._infer(rows, resolve_device(self.device, X_checked), X, y)
         except KeyboardInterrupt:
             if self.__dict__.get("fit_report_") is before.get("fit_report_"):
@@ -160,6 +185,10 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             inference = run(loose, plan, data, inference.state.sites)
         with torch.no_grad():
             value = float(model.engine.objective(model, plan, inference.state, data))
+        if not np.isfinite(value):
+            raise ValueError(
+                f"The log evidence is {value}: y or X is out of range. Rescale it, or set standardize=True."
+            )
         posterior = inference.state.posterior.release()
 
         self._rows, self._units, self._model = rows, units, model
@@ -316,21 +345,28 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
     # ------------------------------------------------------------------ predictions
 
     def _prepare_X(self, X: Any) -> tuple[Tensor, Container]:
+        """Return checked rows as a tensor, and the container that results go back in."""
         check_is_fitted(self, "posterior_")
         container = Container.of(X)
         checked = check_inputs(self, X, reset=False)
-        return torch.as_tensor(checked), container
+        if not isinstance(checked, Tensor):
+            checked = torch.as_tensor(np.require(checked, requirements="W"))
+        if bool((self._units.inputs(checked.detach().double()).abs() > _FARTHEST).any()):
+            raise ValueError(
+                f"X holds values more than {_FARTHEST:g} times the spread of the training rows away from them; "
+                "nothing can be computed there. Check their units."
+            )
+        return checked, container
 
-    def _map_rows(self, X: Tensor, function: Callable[..., Any], *per_row: Tensor) -> list[Any]:
+    def _map_rows(self, X: Tensor, function: Callable[[Tensor], Any]) -> list[Any]:
         """Apply ``function`` to model-unit chunks of X, so that memory is flat in the number of rows."""
         policy = self._model.policy
         size = policy.chunk_rows(4 * len(self._rows.X) * max(1, self._model.likelihood.n_latents))
-        chunks = zip(X.split(size), *(r.split(size) for r in per_row), strict=True)
         out = []
-        for chunk, *rest in chunks:
+        for chunk in X.split(size):
             moved = self._units.inputs(chunk.to(dtype=policy.dtype, device=policy.device))
             with torch.set_grad_enabled(torch.is_grad_enabled() and chunk.requires_grad):
-                out.append(function(moved, *rest))
+                out.append(function(moved))
         return out
 
     def _latent_mean(self, X: Tensor) -> Tensor:
@@ -359,6 +395,8 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
 
     def _draw(self, X: Tensor, n_samples: int, random_state: Any) -> Tensor:
         """Return latent draws (n_samples, *b, n) at X, warning when they are joint draws at X only."""
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be a positive integer, got {n_samples!r}.")
         policy = self._model.policy
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
@@ -398,7 +436,8 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
     def _theta_offset(self, model: Model, units: Units) -> np.ndarray:
         """Return log(user unit / model unit) for each entry of θ.
 
-        One lengthscale over columns of unequal units is in user units one per column; θ then holds their geometric mean.
+        One lengthscale over columns of unequal units is one per column in user units; θ then holds their geometric
+        mean.
         """
         probe = copy.deepcopy(model)
         before = [h.to_theta(h.parameter.detach()) for _, h in ThetaVector(probe).parts]

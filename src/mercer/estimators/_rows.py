@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_SMALLEST = 1e-140  # spread of y; its square and what is learned relative to it are still normal numbers
+
 
 @dataclass(frozen=True)
 class Container:
@@ -123,6 +125,11 @@ class Units:
             x_center, x_scale = _moments(rows.X, rows.weight)
         if standardize_y:
             y_center, y_scale = _moments(rows.y.reshape(len(rows.y), -1), rows.weight)
+            if not ((y_scale > _SMALLEST) & (y_scale < 1 / _SMALLEST)).all():
+                raise ValueError(
+                    f"y varies by {y_scale.max():.3g}, and variances in units of y² would leave the range of float64; "
+                    "rescale y."
+                )
         if rows.y.ndim == 1:
             y_center, y_scale = y_center[0], y_scale[0]
         return Units(x_center, x_scale, y_center, y_scale)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_array, check_consistent_length, validate_data
-from torch import Tensor
+from sklearn.utils.validation import _check_sample_weight, check_array, validate_data
+from torch import Tensor, nn
 
 
 def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
@@ -25,8 +25,15 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> Any:
         Wrong shape, NaN or infinite entries, complex or sparse input, or other columns than in ``fit``.
     """
     if not isinstance(X, Tensor):
-        return validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32], accept_sparse=False)
+        try:
+            return validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32], accept_sparse=False)
+        except ValueError as failure:
+            if "could not convert string" not in str(failure):
+                raise
+            raise ValueError(f"X must hold numbers: {failure}. Encode text columns as numbers first.") from failure
     name = type(estimator).__name__
+    if X.layout != torch.strided:
+        raise TypeError("Sparse data was passed for X, but dense data is required. Use X.to_dense().")
     if X.is_complex():
         raise ValueError("Complex data not supported: X is a complex tensor.")
     if X.dim() != 2:
@@ -66,13 +73,50 @@ def check_targets(estimator: Any, y: Any, X: Any) -> np.ndarray:
     """
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
-    if isinstance(y, Tensor):
-        y = to_numpy(y)
-    y = check_array(y, ensure_2d=False, allow_nd=True, dtype="numeric", ensure_all_finite="allow-nan", input_name="y")
+    y = _numeric("y", y, dtype="numeric", allow_nd=True, ensure_all_finite="allow-nan")
     if y.ndim not in (1, 2):
         raise ValueError(f"y must have shape (n_samples,) or (n_samples, n_outputs), got {y.shape}.")
-    check_consistent_length(X, y)
+    check_length("y", y, X)
     return y.astype(np.float64)
+
+
+def check_length(name: str, values: Any, X: Any) -> None:
+    """Raise ValueError unless there is one entry per row of X."""
+    if len(values) != len(X):
+        raise ValueError(
+            f"Found input variables with inconsistent numbers of samples: {name} has {len(values)} and X has {len(X)}."
+        )
+
+
+def check_weight(sample_weight: Any, X: Any) -> np.ndarray:
+    """Return replication weights (n,), finite and non-negative; None and one number stand for all rows.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Not numbers, negative, not finite, all zero, or of another length than X.
+    """
+    weight = None if sample_weight is None else to_numpy(sample_weight)
+    if weight is not None and weight.ndim == 0:
+        weight = np.full(len(X), weight)
+    weight = None if weight is None else _numeric("sample_weight", weight, dtype=np.float64, allow_nd=True)
+    return _check_sample_weight(weight, to_numpy(X), dtype=np.float64, ensure_non_negative=True)
+
+
+def check_mean(mean: Any) -> None:
+    """Raise TypeError unless the prior mean is None or a module that maps rows to numbers."""
+    if mean is not None and not isinstance(mean, nn.Module):
+        raise TypeError(f"mean must be None or a gpytorch Mean such as ConstantMean(), got {mean!r}.")
+
+
+def _numeric(name: str, values: Any, **options: Any) -> np.ndarray:
+    """Return numbers as an array; errors say which argument they are about."""
+    try:
+        return check_array(to_numpy(values), ensure_2d=False, input_name=name, **options)
+    except (ValueError, TypeError) as failure:
+        if str(failure).startswith(f"Input {name} "):
+            raise
+        raise type(failure)(f"{name} cannot be used: {failure}") from failure
 
 
 def check_row_vector(name: str, values: Any, X: Any, *, positive: bool) -> np.ndarray:
@@ -83,11 +127,10 @@ def check_row_vector(name: str, values: Any, X: Any, *, positive: bool) -> np.nd
     ValueError
         Wrong length, or entries that are not finite and positive (non-negative if not ``positive``).
     """
-    values = to_numpy(values)
     n = len(X)
-    values = check_array(values, ensure_2d=False, dtype=np.float64, input_name=name)
-    if values.ndim == 0:
-        values = np.full(n, float(values))
+    if to_numpy(values).ndim == 0:
+        values = np.full(n, to_numpy(values))
+    values = _numeric(name, values, dtype=np.float64, allow_nd=True)
     if values.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one entry per row of X; got {values.shape}.")
     if positive and not (values > 0).all():
@@ -103,10 +146,13 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def resolve_device(device: Any, X: Any) -> torch.device:
-    """Return the requested device, or that of X; clear error where CUDA is asked for and absent."""
+    """Return the requested device, or that of X; ValueError where it cannot compute in float64."""
     if device is None:
         return X.device if isinstance(X, Tensor) else torch.device("cpu")
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda' was asked for and no CUDA device is available; use device=None or 'cpu'.")
-    return device
+    try:
+        found = torch.device(device)
+        torch.zeros((), dtype=torch.float64, device=found).item()
+    except (RuntimeError, TypeError, AssertionError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used; use device=None or 'cpu'. {reason}") from failure
+    return found

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.callback import with_callbacks
+from sklearn.metrics import accuracy_score
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from mercer.estimators._base import BaseGP
 from mercer.estimators._rows import Container, Rows, Units
-from mercer.estimators._validation import to_numpy
+from mercer.estimators._validation import check_length, check_weight, to_numpy
 from mercer.likelihoods.base import Likelihood
 from mercer.likelihoods.categorical import Bernoulli
 
@@ -170,21 +171,16 @@ class GPClassifier(ClassifierMixin, BaseGP):
             Bad shapes, NaN in X, fewer than two classes with positive weight, all weights zero. The estimator
             is left as it was.
         """
-        return self._fit(X, y, lambda y: self._encode(X, y, sample_weight), sample_weight, {})
+        return self._fit(X, y, self._encode, sample_weight, {})
 
-    def _encode(self, X: Any, y: Any, sample_weight: Any) -> np.ndarray:
+    def _encode(self, y: Any, X: Any, weight: np.ndarray) -> np.ndarray:
         """Set ``classes_`` and return y as class indices."""
         labels = self._labels(X, y)
-        seen = labels
-        if sample_weight is not None:
-            weight = to_numpy(sample_weight).reshape(-1)
-            if weight.shape == labels.shape:  # a wrong shape is reported with the other checks of the weights
-                seen = labels[weight > 0] if (weight > 0).any() else labels
-        self.classes_ = np.unique(seen)
+        self.classes_ = np.unique(labels[weight > 0])
         if len(self.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes with positive weight and y has 1 class: "
-                f"{self.classes_[0]!r}."
+                f"{self.classes_.tolist()}."
             )
         index = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
         return index.astype(np.float64)
@@ -192,9 +188,14 @@ class GPClassifier(ClassifierMixin, BaseGP):
     def _labels(self, X: Any, y: Any) -> np.ndarray:
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        labels = column_or_1d(to_numpy(y) if isinstance(y, Tensor) else y, warn=True)
+        try:
+            labels = column_or_1d(to_numpy(y) if isinstance(y, Tensor) else y, warn=True)
+        except ValueError as failure:
+            raise ValueError(f"y cannot be used: {failure}") from failure
+        if labels.dtype == object and all(isinstance(label, (Number, np.bool_)) for label in labels):
+            labels = np.array(labels.tolist())  # numbers that came in a column of objects
         check_classification_targets(labels)
-        check_consistent_length(X, labels)
+        check_length("y", labels, X)
         return labels
 
     # ------------------------------------------------------------------ reading off the posterior
@@ -240,11 +241,11 @@ class GPClassifier(ClassifierMixin, BaseGP):
         ValueError
             y holds a label that was not in ``fit``.
         """
-        labels = self._labels(X, y)
         X, container = self._prepare_X(X)
-        unknown = ~np.isin(labels, self.classes_)
-        if unknown.any():
-            raise ValueError(f"y holds label {labels[unknown][0]!r}, which is not among classes_ {self.classes_}.")
+        labels = self._labels(X, y)
+        unknown = labels[~np.isin(labels, self.classes_)].tolist()
+        if unknown:
+            raise ValueError(f"y holds the label {unknown[0]!r}, which is not among classes_ {self.classes_.tolist()}.")
         index = torch.as_tensor(np.searchsorted(self.classes_, labels))
         proba = self._proba(X)
         return container.wrap(proba.gather(-1, index.to(proba.device).unsqueeze(-1)).squeeze(-1).log())
@@ -284,3 +285,14 @@ class GPClassifier(ClassifierMixin, BaseGP):
         m, v = self._loo_marginals()
         probs = self._probabilities(m, v).mT
         return Container().wrap(self._to_original_rows(probs).mT)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of correct labels.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in ``fit``.
+        """
+        weight = check_weight(sample_weight, X)
+        return float(accuracy_score(self._labels(X, y), self.predict(X), sample_weight=weight))

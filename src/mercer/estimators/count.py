@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from mercer.estimators._base import BaseGP
 from mercer.estimators._rows import Container, Rows, Units
-from mercer.estimators._validation import check_row_vector, check_targets, to_numpy
+from mercer.estimators._validation import check_row_vector, check_targets, check_weight, to_numpy
 from mercer.likelihoods.base import Likelihood
+from mercer.likelihoods.count import MAX_EXPONENT
+
+_HIGHEST_RATE = np.exp(MAX_EXPONENT - 1)
 
 
 class GPCountRegressor(RegressorMixin, BaseGP):
@@ -118,14 +122,23 @@ class GPCountRegressor(RegressorMixin, BaseGP):
             raise ValueError(
                 f"likelihood={self.likelihood!r} is not for counts; choose 'poisson' or 'negative_binomial'."
             )
+        highest = float(np.nanmax(rows.y / rows.side.get("exposure", 1.0)))
+        if highest > _HIGHEST_RATE:
+            raise ValueError(
+                f"y reaches {highest:.3g} per unit of exposure, and log rates above {MAX_EXPONENT:g} are not "
+                "represented; use another unit of exposure, or GPRegressor."
+            )
         if not _are_integers(rows.y):
             likelihood.support = "other"  # the density continues to real y ≥ 0; _caveats says so
         return likelihood
 
     def _caveats(self, rows: Rows) -> list[str]:
-        if _are_integers(rows.y):
-            return []
-        return ["y holds values that are not integers; the count density is used as a quasi-likelihood for them"]
+        found = super()._caveats(rows)
+        if not _are_integers(rows.y):
+            found.append(
+                "y holds values that are not integers; the count density is used as a quasi-likelihood for them"
+            )
+        return found
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, exposure: Any = None) -> GPCountRegressor:
@@ -151,12 +164,9 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         ValueError
             Negative targets, bad shapes, NaN in X, all weights zero. The estimator is left as it was.
         """
-        side = {}
-        if exposure is not None:
-            side["exposure"] = check_row_vector("exposure", exposure, X, positive=True)
-        return self._fit(X, y, lambda y: self._counts(y, X), sample_weight, side)
+        return self._fit(X, y, self._counts, sample_weight, {"exposure": exposure})
 
-    def _counts(self, y: Any, X: Any) -> np.ndarray:
+    def _counts(self, y: Any, X: Any, weight: Any = None) -> np.ndarray:
         """Return y as a float vector of counts."""
         counts = check_targets(self, y, X)
         counts = column_or_1d(counts, warn=True)
@@ -174,6 +184,17 @@ class GPCountRegressor(RegressorMixin, BaseGP):
                 like
             )
         }
+
+    @staticmethod
+    def _warn_of_capped_rates(m: Tensor, v: Tensor) -> None:
+        n_capped = int((m + 0.5 * v > MAX_EXPONENT).sum())
+        if n_capped:
+            warnings.warn(
+                f"GPCountRegressor: {n_capped} predicted log rate(s) above {MAX_EXPONENT:g} were held there; the "
+                "rows are far from the training rows, or the latent variance is large.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def predict(self, X: Any, return_std: bool = False, *, exposure: Any = None, latent: bool = False) -> Any:
         """Predict the expected count at X.
@@ -196,17 +217,19 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         X, container = self._prepare_X(X)
         m, v = self._latent_marginals(X)
         if not latent:
+            self._warn_of_capped_rates(m, v)
             m, v, _ = self._model.likelihood.predictive(m, v, **self._side(exposure, len(X), m))
         return (container.wrap(m), container.wrap(v.sqrt())) if return_std else container.wrap(m)
 
     def log_predictive_density(self, X: Any, y: Any, *, exposure: Any = None) -> Any:
-        """Return log P(yᵢ | xᵢ, data) per row, (n,), in nats."""
-        counts = self._counts(y, X)
+        """Return log P(yᵢ | xᵢ, data) per row, (n,), in nats; NaN where y is NaN."""
         X, container = self._prepare_X(X)
+        counts = self._counts(y, X)
         m, v = self._latent_marginals(X)
         y_model = torch.as_tensor(counts).to(m)
         side = self._side(exposure, len(X), m)
-        return container.wrap(self._model.likelihood.log_predictive_density(y_model, m, v, **side))
+        density = self._model.likelihood.log_predictive_density(y_model, m, v, **side)
+        return container.wrap(density.masked_fill(y_model.isnan(), torch.nan))
 
     def sample_y(
         self, X: Any, n_samples: int = 1, random_state: Any = 0, *, exposure: Any = None, latent: bool = True
@@ -265,8 +288,8 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         X, y, sample_weight, exposure
             As in ``fit``.
         """
-        predicted = to_numpy(self.predict(X, exposure=exposure))
-        return float(d2_tweedie_score(self._counts(y, X), predicted, sample_weight=sample_weight, power=1))
+        predicted, weight = to_numpy(self.predict(X, exposure=exposure)), check_weight(sample_weight, X)
+        return float(d2_tweedie_score(self._counts(y, X), predicted, sample_weight=weight, power=1))
 
 
 def _are_integers(counts: np.ndarray) -> bool:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from sklearn.base import RegressorMixin
 from sklearn.callback import with_callbacks
+from sklearn.metrics import r2_score
 from torch import Tensor
 
 from mercer.estimators._base import BaseGP
 from mercer.estimators._rows import Container, Rows, Units
-from mercer.estimators._validation import check_row_vector, check_targets, resolve_dtype, to_numpy
+from mercer.estimators._validation import check_row_vector, check_targets, check_weight, resolve_dtype, to_numpy
 from mercer.likelihoods.base import Likelihood
 from mercer.likelihoods.gaussian import Gaussian
 from mercer.policy import NumericalPolicy
@@ -183,10 +184,10 @@ class GPRegressor(RegressorMixin, BaseGP):
             Bad shapes, NaN in X, no observed target, all weights zero, or a covariance that cannot be factored.
             The estimator is left as it was.
         """
-        side = {}
-        if noise_variance is not None:
-            side["noise_variance"] = check_row_vector("noise_variance", noise_variance, X, positive=True)
-        return self._fit(X, y, lambda y: check_targets(self, y, X), sample_weight, side)
+        return self._fit(X, y, self._targets, sample_weight, {"noise_variance": noise_variance})
+
+    def _targets(self, y: Any, X: Any, weight: Any) -> np.ndarray:
+        return check_targets(self, y, X)
 
     @property
     def noise_variance_(self) -> Any:
@@ -212,21 +213,24 @@ class GPRegressor(RegressorMixin, BaseGP):
     def _in_user_units(self, mean: Tensor) -> Tensor:
         return self._outputs(mean) * self._scale(mean) + torch.as_tensor(np.asarray(self._units.y_center)).to(mean)
 
-    def _observed(self, m: Tensor, v: Tensor, noise_variance: Any, n: int) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of y* from the latent marginals, in model units."""
-        side = {}
-        if "noise_variance" in self._model.likelihood.side_names and (
-            noise_variance is not None or "noise_variance" in self._rows.side
-        ):
-            values = (
-                np.full(n, np.average(self._rows.side["noise_variance"], weights=self._rows.weight))
-                if noise_variance is None
-                else check_row_vector("noise_variance", noise_variance, np.empty((n, 1)), positive=False)
-            )
-            scale = np.square(np.atleast_1d(self._units.y_scale))[:, None]
-            side["noise_variance"] = torch.as_tensor(values / scale).to(m).reshape(m.shape)
-        predictive = self._model.likelihood.predictive(m, v, **side)
-        return predictive.mean, predictive.variance
+    def _side(self, noise_variance: Any, m: Tensor, n: int) -> dict[str, Tensor]:
+        """Return the known noise of n new observations in model units, shaped like their means m, if there is any."""
+        known = self._rows.side.get("noise_variance")
+        if noise_variance is None:
+            if known is None:
+                return {}
+            values = np.full(n, np.average(known, weights=self._rows.weight))
+        elif "noise_variance" in self._model.likelihood.side_names:
+            values = check_row_vector("noise_variance", noise_variance, np.empty((n, 1)), positive=True)
+        else:
+            name = type(self._model.likelihood).__name__
+            raise ValueError(f"noise_variance is for Gaussian noise and this model has {name}; leave it out.")
+        return {"noise_variance": self._noise_in_model_units(values, m)}
+
+    def _noise_in_model_units(self, values: np.ndarray, m: Tensor) -> Tensor:
+        """Return noise variances (n,) in units of y² as (n,) or (p, n) in model units."""
+        scale = np.square(np.atleast_1d(self._units.y_scale))[:, None]
+        return torch.as_tensor(values / scale).to(m).reshape(m.shape)
 
     def predict(
         self,
@@ -271,11 +275,9 @@ class GPRegressor(RegressorMixin, BaseGP):
         if not return_std:
             return container.wrap(self._in_user_units(self._latent_mean(X)))
         m, v = self._latent_marginals(X)
-        mean, variance = (m, v) if latent else self._observed(m, v, noise_variance, len(X))
-        return (
-            container.wrap(self._in_user_units(mean)),
-            container.wrap(self._outputs(variance).sqrt() * self._scale(variance)),
-        )
+        if not latent:
+            m, v, _ = self._model.likelihood.predictive(m, v, **self._side(noise_variance, m, len(X)))
+        return container.wrap(self._in_user_units(m)), container.wrap(self._outputs(v).sqrt() * self._scale(v))
 
     def _predict_cov(self, X: Tensor, container: Container, latent: bool, noise_variance: Any) -> Any:
         policy = self._model.policy
@@ -283,37 +285,41 @@ class GPRegressor(RegressorMixin, BaseGP):
         m, covariance = self.posterior_.joint(moved)
         if not latent:
             v = covariance.diagonal(dim1=-2, dim2=-1).expand_as(m)
-            noise = self._observed(m, v, noise_variance, len(X))[1] - v
-            covariance = covariance + torch.diag_embed(noise)
+            observed = self._model.likelihood.predictive(m, v, **self._side(noise_variance, m, len(X)))
+            covariance = covariance + torch.diag_embed(observed.variance - v)
         if m.dim() == 2:
             covariance = covariance.expand(len(m), -1, -1).movedim(0, -1)
         mean = self._in_user_units(m)
         return container.wrap(mean), container.wrap(covariance * self._scale(covariance).square())
 
-    def log_predictive_density(self, X: Any, y: Any) -> Any:
+    def log_predictive_density(self, X: Any, y: Any, *, noise_variance: Any = None) -> Any:
         """Return log p(yᵢ | xᵢ, data) per row.
 
         Parameters
         ----------
         X : (n, d)
         y : (n,) or (n, n_outputs)
+        noise_variance : float or array-like of shape (n,), default=None
+            As in `predict`.
 
         Returns
         -------
-        (n,) or (n, n_outputs), in nats for y in its own units; minus its mean is the NLPD.
+        (n,) or (n, n_outputs), in nats for y in its own units; minus its mean is the NLPD. NaN where y is NaN.
         """
-        targets = check_targets(self, y, X)
         X, container = self._prepare_X(X)
+        targets = check_targets(self, y, X)
+        if targets.shape[1:] != self._rows.y.shape[1:]:
+            raise ValueError(f"y has shape {targets.shape}, and fit had {self._rows.y.shape[1:] or 'one column'}.")
         m, v = self._latent_marginals(X)
         y_model = torch.as_tensor(((targets - self._units.y_center) / self._units.y_scale).T).to(m)
-        side = {}
-        if "noise_variance" in self._rows.side:
-            noise = self._observed(m, v, None, len(X))[1] - v
-            side["noise_variance"] = noise
+        side = self._side(noise_variance, m, len(X))
         density = self._model.likelihood.log_predictive_density(y_model, m, v, **side)
+        density = density.masked_fill(y_model.isnan(), torch.nan)
         return container.wrap(self._outputs(density) - self._scale(density).log())
 
-    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0, *, latent: bool = True) -> Any:
+    def sample_y(
+        self, X: Any, n_samples: int = 1, random_state: Any = 0, *, latent: bool = True, noise_variance: Any = None
+    ) -> Any:
         """Draw functions from the posterior and evaluate them at X.
 
         Parameters
@@ -324,6 +330,8 @@ class GPRegressor(RegressorMixin, BaseGP):
             Equal seeds give the same functions at any X, so that calls are consistent with each other.
         latent : bool, default=True
             Draw the noise-free f; False adds observation noise.
+        noise_variance : float or array-like of shape (n,), default=None
+            As in `predict`.
 
         Returns
         -------
@@ -332,7 +340,8 @@ class GPRegressor(RegressorMixin, BaseGP):
         X, container = self._prepare_X(X)
         draws = self._draw(X, n_samples, random_state)
         if not latent:
-            draws = self._model.likelihood.sample(draws, generator=self._noise_generator(random_state))
+            side = self._side(noise_variance, draws[0], len(X))
+            draws = self._model.likelihood.sample(draws, generator=self._noise_generator(random_state), **side)
         moved = torch.stack([self._in_user_units(draw) for draw in draws], dim=-1)
         return container.wrap(moved)
 
@@ -358,14 +367,22 @@ class GPRegressor(RegressorMixin, BaseGP):
         self._require_fitted()
         m, v = self._loo_marginals()
         if not latent and return_std:
-            side = {}
             known = self._rows.side.get("noise_variance")
-            if known is not None:
-                scale = np.square(np.atleast_1d(self._units.y_scale))[:, None]
-                side["noise_variance"] = torch.as_tensor(known / scale).to(m).reshape(m.shape)
+            side = {} if known is None else {"noise_variance": self._noise_in_model_units(known, m)}
             m, v, _ = self._model.likelihood.predictive(m, v, **side)
         m, v = self._to_original_rows(m), self._to_original_rows(v.expand_as(m))
         mean = Container().wrap(self._in_user_units(m))
         if not return_std:
             return mean
         return mean, Container().wrap(self._outputs(v).sqrt() * self._scale(v))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R², averaged over outputs; 1 is best, 0 a constant.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in ``fit``, without missing targets.
+        """
+        predicted = to_numpy(self.predict(X))
+        return float(r2_score(check_targets(self, y, X), predicted, sample_weight=check_weight(sample_weight, X)))

@@ -10,7 +10,7 @@ from mercer.likelihoods.base import ExpectedLogProb, Predictive, fill_missing, m
 from mercer.likelihoods.quadrature import QuadratureLikelihood
 
 MAX_EXPONENT = 30.0  # e³⁰ ≈ 1e13 events per unit of exposure; beyond it rates are held
-FEWEST_EVENTS = 0.5  # a data set without events starts at half an event in all
+FEWEST_EVENTS = 0.5  # a data set without events starts at half an event in all, or per row if it weighs less than one
 
 
 def capped_exp(z: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ class _Count(QuadratureLikelihood):
         filled, observed = fill_missing(y, torch.zeros((), dtype=torch.float64, device=y.device), 0.0)
         w = masked(weight.to(filled).expand_as(filled), observed)
         exposed = (w * self._log_exposure(filled, side).exp()).sum(-1)
-        events = (w * filled).sum(-1).clamp_min(FEWEST_EVENTS)
+        events = (w * filled).sum(-1)
+        events = torch.where(events > 0, events, FEWEST_EVENTS * w.sum(-1).clamp_max(1.0))
         return torch.where(exposed > 0, events / exposed, torch.ones_like(events)).log()
 
     def _rate_moments(self, m: Tensor, v: Tensor, side: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,6 +68,11 @@ class WrongNormaliser(ExactPosterior):
         return log_z + 1e-4, mean
 
 
+class ProductOfThePrior(ExactPosterior):
+    def covariance_product(self, vectors):
+        return (self.K @ vectors.unsqueeze(-1)).squeeze(-1)
+
+
 class NoGradientOfVariance(ExactPosterior):
     def site_terms(self):
         log_z, mean, variance = super().site_terms()
@@ -147,6 +152,7 @@ BROKEN_FAMILIES = {
     "joint covariance differs": DependentJoint,
     "kl differs": HalfKL,
     "log_normaliser differs": WrongNormaliser,
+    "covariance_product differs": ProductOfThePrior,
     "variance of site_terms carries no gradient": NoGradientOfVariance,
     "gradient of log_evidence": WrongGradient,
     "with_sites": StaleSites,

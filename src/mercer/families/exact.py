@@ -148,8 +148,11 @@ class ExactPosterior:
     def variance_at_data(self) -> Tensor:
         """Variance of g at the training rows, (*b, n), in units of f²; not differentiable."""
         with torch.no_grad():
-            prior = self.K.diagonal(dim1=-2, dim2=-1)
-            return (prior - self.factor.reduction(self.K)).clamp_min(0.0)
+            return self.factor.variance_at_sites(self.K, self.sites.precision).clamp_min(0.0)
+
+    def covariance_product(self, vectors: Tensor) -> Tensor:
+        """Return Cov(g) times vectors (*b, n) at the training rows, in O(n²); not differentiable."""
+        return self.factor.covariance_product(self.K, vectors)
 
     def at_data(self) -> tuple[Tensor, Tensor]:
         """Return mean (prior mean included) and variance of f at the training rows, each (*b, n)."""

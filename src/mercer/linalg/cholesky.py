@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mercer.linalg.dense import factor_
 from mercer.policy import NumericalPolicy
 
 
@@ -44,7 +45,7 @@ def cholesky(A: Tensor, policy: NumericalPolicy, name: str = "covariance matrix"
     Parameters
     ----------
     A : (*b, n, n)
-        Symmetric matrices; only the lower triangle is read.
+        Symmetric matrices; only the lower triangle is read. No gradients flow through the factor.
     policy : NumericalPolicy
         Its ``jitter_ladder`` is relative to the mean diagonal of each matrix.
     name : str
@@ -63,12 +64,12 @@ def cholesky(A: Tensor, policy: NumericalPolicy, name: str = "covariance matrix"
     assert policy.jitter_ladder is not None
     n = A.shape[-1]
     for jitter in policy.jitter_ladder:
-        target = A
+        target = A.detach().clone(memory_format=torch.contiguous_format)
         if jitter > 0.0:
-            scale = A.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand(A.shape[:-1])
-            target = A + torch.diag_embed(jitter * scale)
-        L, info = torch.linalg.cholesky_ex(target)
-        if not bool(info.any()):
+            diagonal = target.diagonal(dim1=-2, dim2=-1)
+            diagonal.add_(jitter * diagonal.mean(-1, keepdim=True))
+        L, ok = factor_(target)
+        if ok:
             return Solution(L, "ok" if jitter == 0.0 else "jittered", {"jitter": jitter})
     if not bool(torch.isfinite(A).all()):
         raise NotPositiveDefiniteError(

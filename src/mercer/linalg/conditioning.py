@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mercer.linalg.cholesky import NotPositiveDefiniteError, cholesky
+from mercer.linalg.dense import factor_, inverse_, inverse_diagonal, solve_factored
 from mercer.policy import NumericalPolicy
 
 
@@ -35,7 +36,7 @@ class SiteFactor(NamedTuple):
 
     def solve(self, rhs: Tensor) -> Tensor:
         """Return B⁻¹ rhs for right-hand sides (*b, n)."""
-        return _solve(self.chol, rhs)
+        return solve_factored(self.chol, rhs)
 
     def reduce(self, Kfs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return T and D, (*b, n, q) and (*b, k, q), with K_*f M K_f* = TᵀT − DᵀD."""
@@ -47,6 +48,29 @@ class SiteFactor(NamedTuple):
         T, D = self.reduce(Kfs)
         taken = T.square().sum(-2)
         return taken if D is None else taken - D.square().sum(-2)
+
+    def covariance_product(self, K: Tensor, vectors: Tensor) -> Tensor:
+        """Return (K − K M K) times vectors (*b, n)."""
+        prior = _matvec(K, vectors)
+        taken = self.root * self.solve(self.root * prior)
+        if self.downdate is not None:
+            taken = taken - _matvec(self.downdate, _matvec(self.downdate.mT, prior))
+        return prior - _matvec(K, taken)
+
+    def variance_at_sites(self, K: Tensor, precision: Tensor) -> Tensor:
+        """Return diag(K − K M K), (*b, n), from n³/3 operations and one n × n buffer.
+
+        It is (1 − [B⁻¹]ᵢᵢ)/λ2ᵢ, before the downdate, wherever λ2 says enough.
+        """
+        variance, uninformed = _variance(K, precision, inverse_diagonal(self.chol))
+        if len(uninformed) and bool(self.root.any()):
+            T = torch.linalg.solve_triangular(self.chol, self.root.unsqueeze(-1) * K[..., uninformed], upper=False)
+            variance[..., uninformed] = K.diagonal(dim1=-2, dim2=-1)[..., uninformed] - T.square().sum(-2)
+        elif len(uninformed):
+            variance[..., uninformed] = K.diagonal(dim1=-2, dim2=-1)[..., uninformed]
+        if self.downdate is not None:
+            variance = variance + (self.downdate.mT @ K).square().sum(-2)
+        return variance
 
 
 def factor_sites(K: Tensor, linear: Tensor, precision: Tensor, policy: NumericalPolicy) -> SiteFactor:
@@ -82,10 +106,10 @@ def factor_sites(K: Tensor, linear: Tensor, precision: Tensor, policy: Numerical
     divisible = precision > floor
     z = torch.where(divisible, linear / root.where(divisible, torch.ones_like(root)), 0.0)
     rest = torch.where(divisible, torch.zeros_like(linear), linear)
-    residual = root * _solve(L, z)
+    residual = root * solve_factored(L, z)
     downdate = None
     if bool((~divisible & (linear != 0)).any()):
-        residual = residual + rest - root * _solve(L, root * (K @ rest.unsqueeze(-1)).squeeze(-1))
+        residual = residual + rest - root * solve_factored(L, root * (K @ rest.unsqueeze(-1)).squeeze(-1))
     negative = (precision < 0).reshape(-1, n).any(0)
     if bool(negative.any()):
         downdate, correction = _downdate(K, L, root, precision, negative.nonzero().squeeze(-1), policy)
@@ -97,30 +121,26 @@ def factor_sites(K: Tensor, linear: Tensor, precision: Tensor, policy: Numerical
 
 def _factor_B(K: Tensor, root: Tensor, policy: NumericalPolicy) -> tuple[Tensor, float]:
     """Return the Cholesky factor of B = I + s K s and the relative jitter used."""
-    if K.device.type == "cpu":  # LAPACK works in place: one n × n buffer instead of two
-        B = _site_matrix(K, root)
-        info = torch.empty(B.shape[:-2], dtype=torch.int32)
-        torch.linalg.cholesky_ex(B, out=(B, info))
-        if not bool(info.any()):
-            return B, 0.0
-        del B  # destroyed by the failed attempt
+    L, ok = factor_(_site_matrix(K, root))
+    if ok:
+        return L, 0.0
+    del L  # destroyed by the failed attempt
     solution = cholesky(_site_matrix(K, root), policy, "matrix I + W½ K W½")
     return solution.value, solution.stats["jitter"]
 
 
 def _site_matrix(K: Tensor, root: Tensor) -> Tensor:
-    B = (K * root.unsqueeze(-1)).mul_(root.unsqueeze(-2))
-    B.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    B = K.new_empty(*torch.broadcast_shapes(K.shape[:-2], root.shape[:-1]), *K.shape[-2:])
+    torch.mul(K, root.unsqueeze(-1), out=B)
+    B.mul_(root.unsqueeze(-2)).diagonal(dim1=-2, dim2=-1).add_(1.0)
     return B
 
 
-def _solve(L: Tensor, rhs: Tensor) -> Tensor:
-    """Return B⁻¹ rhs for right-hand sides (*b, n); batches that share one L are solved together."""
-    batch = rhs.shape[:-1]
-    if L.dim() == 2 or all(size == 1 for size in L.shape[:-2]):
-        columns = rhs.reshape(-1, rhs.shape[-1]).mT
-        return torch.cholesky_solve(columns, L.reshape(L.shape[-2:])).mT.reshape(*batch, -1)
-    return torch.cholesky_solve(rhs.unsqueeze(-1), L).squeeze(-1)
+def _variance(K: Tensor, precision: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (1 − kept)/λ2 with kept = diag(B⁻¹), and the rows where λ2 says too little for that difference."""
+    too_small = precision * K.diagonal(dim1=-2, dim2=-1) < torch.finfo(K.dtype).eps ** 0.375
+    variance = (1.0 - kept) / precision.masked_fill(too_small, 1.0)
+    return variance, too_small.reshape(-1, K.shape[-1]).any(0).nonzero().squeeze(-1)
 
 
 def _downdate(
@@ -158,8 +178,7 @@ class ConditionOnSites(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Factor, solve and invert: n³ operations, two n² buffers beside K; ``variance`` adds 2n³."""
         factor = factor_sites(K, linear, precision, policy)
-        in_place: dict[str, Any] = {"out": factor.chol} if K.device.type == "cpu" else {}
-        M = torch.cholesky_inverse(factor.chol, **in_place)
+        M = inverse_(factor.chol)
         kept = M.diagonal(dim1=-2, dim2=-1).clone()  # [B⁻¹]ᵢᵢ = 1 − λ2ᵢ vᵢ
         M.mul_(factor.root.unsqueeze(-1)).mul_(factor.root.unsqueeze(-2))
         if factor.downdate is not None:
@@ -169,9 +188,10 @@ class ConditionOnSites(torch.autograd.Function):
         if KM is not None:
             v = prior - (KM * K).sum(-1)
         else:
-            # exact where λ2 matters; where λ2 is nothing the posterior variance is the prior's
-            informative = precision > 1e-8 / prior
-            v = torch.where(informative, (1.0 - kept) / precision.where(informative, prior), prior)
+            v, uninformed = _variance(K, precision, kept)
+            if len(uninformed):
+                rows = K[..., uninformed, :]
+                v[..., uninformed] = prior[..., uninformed] - ((rows @ M) * rows).sum(-1)
         residual = factor.residual
         # all that the adjoint needs of K are products with vectors, which M gives too when every λ2 > 0
         ctx.shape = K.shape

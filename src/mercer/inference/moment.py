@@ -41,8 +41,8 @@ class PowerEP:
     Parameters
     ----------
     power : float
-        η in (0, 1]: 1 is expectation propagation, η → 0 tends to the variational fixed point. Where a row has
-        weight below 1, η is multiplied by the smallest weight, so that no cavity loses more than its site.
+        η in (0, 1]: 1 is expectation propagation, η → 0 tends to the variational fixed point. A row of
+        weight below 1 has its own power, η times its weight, so that no cavity loses more than its site.
     damping : float
         First step size ρ in (0, 1] of λ ← (1−ρ) λ + ρ λ_new; it is halved while the residual grows.
     memory : int
@@ -141,11 +141,11 @@ class PowerEP:
         value = float(log_z.sum() + (data.weight / power * ratio.where(cavity.proper, 0.0 * ratio)).sum())
         return State(sites, posterior, value, step_size, target, history)
 
-    def _power(self, data: Data) -> float:
-        return self.power * min(1.0, float(data.weight.min()))
+    def _power(self, data: Data) -> Tensor:
+        return self.power * data.weight.clamp_max(1.0)
 
     @staticmethod
-    def _log_tilted(model: Model, data: Data, mean: Tensor, variance: Tensor, power: float) -> Tensor:
+    def _log_tilted(model: Model, data: Data, mean: Tensor, variance: Tensor, power: Tensor) -> Tensor:
         prior_mean = model.prior.mean_at(data.X)
         likelihood: Any = model.likelihood
         return likelihood.log_tilted(data.y, mean + prior_mean, variance, power, **data.side)
@@ -173,7 +173,7 @@ class PowerEP:
         return envelope(model, posterior, data, state.value, data_term)
 
 
-def _cavity(sites: Sites, m: Tensor, v: Tensor, weight: Tensor, power: float) -> _Cavity:
+def _cavity(sites: Sites, m: Tensor, v: Tensor, weight: Tensor, power: Tensor) -> _Cavity:
     """Remove the fraction ``power`` of one replicate's site from N(m, v); improper cavities become the marginal."""
     linear, precision = power * sites.linear / weight, power * sites.precision / weight
     left = 1.0 - precision * v
@@ -182,7 +182,7 @@ def _cavity(sites: Sites, m: Tensor, v: Tensor, weight: Tensor, power: float) ->
     return _Cavity(((m - linear * v) / left).where(proper, m), v / left, proper)
 
 
-def _log_site_mass(sites: Sites, m: Tensor, v: Tensor, weight: Tensor, power: float) -> Tensor:
+def _log_site_mass(sites: Sites, m: Tensor, v: Tensor, weight: Tensor, power: Tensor) -> Tensor:
     """Return log ∫ N(g; m, v) exp(ν g − ½ τ g²) dg for the removed fraction (ν, τ) of a site."""
     nu, tau = power * sites.linear / weight, power * sites.precision / weight
     grown = 1.0 + tau * v

@@ -148,12 +148,13 @@ class Gaussian(Likelihood):
         mean, total, _ = self.predictive(m, v, **side)
         return masked(-0.5 * (LOG_2PI + total.log() + (y - mean).square() / total), observed)
 
-    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float = 1.0, **side: Tensor) -> Tensor:
+    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float | Tensor = 1.0, **side: Tensor) -> Tensor:
         """Return log ∫ p(y|f)^power N(f; m, v) df, power > 0, in nats: a Gaussian of variance σ²/power."""
         y, observed = fill_missing(y, m)
         noise = self.variance(m, **side)
-        total = v + noise / power
-        rescale = (1 - power) * (LOG_2PI + noise.log()) - math.log(power)
+        powers = torch.as_tensor(power).to(m)
+        total = v + noise / powers
+        rescale = (1 - powers) * (LOG_2PI + noise.log()) - powers.log()
         return masked(0.5 * (rescale - LOG_2PI - total.log() - (y - m).square() / total), observed)
 
     def sample(self, f: Tensor, generator: torch.Generator | None = None, **side: Tensor) -> Tensor:

@@ -283,7 +283,7 @@ class QuadratureLikelihood(Likelihood):
         found = expectation(density, m, v, self.n_nodes, slopes)
         return ExpectedLogProb(*(masked(item, observed) for item in found))
 
-    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float = 1.0, **side: Tensor) -> Tensor:
+    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float | Tensor = 1.0, **side: Tensor) -> Tensor:
         """Return log ∫ p(y|f)^power N(f; m, v) df, in nats: the normaliser of power expectation propagation.
 
         ``power`` may be fractional, or negative to take a factor out. It has gradients in m, v, parameters.
@@ -292,12 +292,14 @@ class QuadratureLikelihood(Likelihood):
         y, m, v = torch.broadcast_tensors(y, m, v)
         density, slopes = self._at_nodes(y, _rows(side, m))
 
+        powers = torch.as_tensor(power).to(m).unsqueeze(-1)
+
         def tempered(f: Tensor) -> tuple[Tensor, Tensor]:
             d1, d2 = slopes(f)
-            return power * d1, power * d2
+            return powers * d1, powers * d2
 
-        concave = self.log_concave and power > 0
-        found = log_expectation(lambda f: power * density(f), m, v, self.n_nodes, tempered, concave)
+        concave = self.log_concave and bool((powers > 0).all())
+        found = log_expectation(lambda f: powers * density(f), m, v, self.n_nodes, tempered, concave)
         return masked(found, observed)
 
     def log_predictive_density(self, y: Tensor, m: Tensor, v: Tensor, **side: Tensor) -> Tensor:

@@ -108,11 +108,13 @@ class StudentT(QuadratureLikelihood):
         log_normal = -0.5 * (LOG_2PI + total.log() + squares / total)
         return masked(torch.logsumexp(step.log() + log_gamma + log_normal, -1), observed)
 
-    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float = 1.0, **side: Tensor) -> Tensor:
+    def log_tilted(self, y: Tensor, m: Tensor, v: Tensor, power: float | Tensor = 1.0, **side: Tensor) -> Tensor:
         """Return log ∫ p(y|f)^power N(f; m, v) df, in nats: by the mixture at power one, else by Gauss–Hermite."""
-        if power == 1.0:
+        whole = torch.as_tensor(power, device=m.device) == 1.0
+        if bool(whole.all()):
             return self.log_predictive_density(y, m, v, **side)
-        return super().log_tilted(y, m, v, power, **side)
+        found = super().log_tilted(y, m, v, power, **side)
+        return torch.where(whole, self.log_predictive_density(y, m, v, **side), found) if bool(whole.any()) else found
 
     def sample(self, f: Tensor, generator: torch.Generator | None = None, **side: Tensor) -> Tensor:
         df, scale = self.value_of("df", f).detach(), self.value_of("scale", f).detach()

@@ -109,12 +109,12 @@ def _hyperparameters(estimator: BaseGP) -> list[Finding]:
 
 def _optima(estimator: BaseGP) -> list[Finding]:
     optima = np.array(estimator.fit_report_.optima)
-    if len(optima) < 2 or optima.max() - optima.min() < _OPTIMA_NATS:
+    if len(optima) < 2 or -optima.min() < _OPTIMA_NATS:
         return []
     return [
         Finding(
             "several_optima",
-            f"restarts ended at evidences from {optima.min():.4g} to {optima.max():.4g} nats; the best was kept.",
+            f"starts ended up to {-optima.min():.4g} nats below the best, which was kept.",
             "Raise n_restarts, or put a prior on the lengthscale.",
         )
     ]

@@ -13,7 +13,8 @@ class FitReport:
 
     ``seconds`` is wall time, ``memory_mb`` the peak resident memory of the process (on a GPU: of the allocator),
     ``jitter`` the relative jitter of the final factorisation, ``log_marginal_likelihood`` in nats and in the
-    user's units of y, ``evidence_trace`` the same quantity per iteration.
+    user's units of y, ``evidence_trace`` the same quantity per iteration, ``optima`` how far below the best each
+    start ended, in nats (≤ 0; empty without restarts).
     """
 
     family: str

@@ -17,14 +17,15 @@ from torch import Tensor
 from mercer._typing import Data, Info, Sites
 from mercer.inference.anderson import extrapolate, remember
 from mercer.inference.base import State, zero_sites
-from mercer.inference.objective import bound_and_slopes, envelope, expected_log_prob
+from mercer.inference.coupled import newton_sites
+from mercer.inference.objective import bound_and_slopes, coupling, envelope, expected_log_prob
 from mercer.likelihoods.base import ExpectedLogProb
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 
 if TYPE_CHECKING:
     from mercer.model import Model
 
-_HALVINGS = 10
+_HALVINGS = 30
 _SLACK = 1e-10  # relative fall of the bound that still counts as rounding
 _SMALLEST_PRECISION = 1e-8
 
@@ -62,7 +63,7 @@ class Dual:
             if cold:
                 raise
             return self.init(model, plan, data)  # negative sites that another prior could bear
-        return State(sites, posterior, float(value), self.step_size, self._target(m, expected, data))
+        return State(sites, posterior, float(value), self.step_size, self._target(model, posterior, m, expected, data))
 
     def step(self, model: Model, plan: Any, state: State, data: Data) -> tuple[State, Info]:
         """Make one accepted step; ``Info`` reports halvings, the residual and whether β had to be clamped."""
@@ -96,9 +97,16 @@ class Dual:
         }
 
     @staticmethod
-    def _target(m: Tensor, expected: ExpectedLogProb, data: Data) -> Sites:
-        """Return the sites (w (α + β m), w β) that the likelihood asks for at means m."""
-        return Sites(data.weight * (expected.alpha + expected.beta * m), data.weight * expected.beta)
+    def _target(model: Model, posterior: Any, m: Tensor, expected: ExpectedLogProb, data: Data) -> Sites:
+        """Return the sites (w (α + β m), w β) that the likelihood asks for at means m.
+
+        Where it couples its latents the means move by Newton's method instead, towards the same fixed point.
+        """
+        pull, precision = data.weight * expected.alpha, data.weight * expected.beta
+        if model.likelihood.n_latents == 1:
+            return Sites(pull + precision * m, precision)
+        weighted = data.weight[:, None, None] * coupling(model, data, m, posterior.variance_at_data)
+        return newton_sites(posterior, m, pull, precision, weighted)
 
     def _accelerate(self, model: Model, state: State, target: Sites, data: Data) -> State | None:
         """Try Anderson's combination of the last steps; None if it fails the acceptance test."""
@@ -133,7 +141,7 @@ class Dual:
         if not value >= state.value - _SLACK * max(1.0, abs(state.value)) - resolution:  # False for NaN
             return None
         history = remember(state.history, state.sites, target, self.memory)
-        next_target = self._target(m, expected, data)
+        next_target = self._target(model, posterior, m, expected, data)
         return State(sites, posterior, value, min(1.0, 1.5 * step_size), next_target, history)
 
     def objective(self, model: Model, plan: Any, state: State, data: Data) -> Tensor:

@@ -8,7 +8,7 @@ and its gradient is exact. For larger n a subset is fitted first, and restarts h
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +25,15 @@ if TYPE_CHECKING:
     from mercer.model import Model
 
 _AT_BOUND = 1e-6
-_SUBSET_FROM = 800  # rows from which a fit on a subset pays for itself
-_SUBSET_ROWS = 400
+_SUBSET_SHARE = 2  # each stage has so many times the rows of the stage before it
+_SUBSET_ROWS = 200  # no stage is smaller
+# an iteration that gains less (nats) ends the search; a subset says only where to start the next stage
+_SETTLED = 1e-2
+_SETTLED_SUBSET = 1e-1
+_INNER_TOL = 1e-7  # nats per row
+_MAX_INNER = 60
 _STEP_SCALES = (1e-2, 1.0)
-_CAUTION = 0.5  # how much of the step that the subset's curvature suggests is taken first
+_CAUTION = 0.3  # how much of the step that the subset's curvature suggests is taken first
 
 
 class ThetaVector:
@@ -121,8 +126,8 @@ class Learned:
     """Outcome of hyperparameter learning.
 
     ``theta`` is the best point seen and ``value`` its objective (nats, priors included); ``trace`` holds the
-    objective at each iteration on all rows; ``optima`` the objective reached from each start; ``step_scale`` the
-    root of the diagonal of the inverse Hessian, as L-BFGS-B left it.
+    objective at each iteration on all rows; ``optima`` how far below the best each start of several ended (nats,
+    ≤ 0, on the rows of the first stage); ``step_scale`` the root of the diagonal of the inverse Hessian, as L-BFGS-B left it.
     """
 
     theta: np.ndarray
@@ -142,8 +147,16 @@ class Learned:
 class Evidence:
     """The engine's log evidence as a function of θ: ``(value, gradient)``, with warm-started sites."""
 
-    def __init__(self, model: Model, plan: Any, data: Data, with_priors: bool = True):
-        self.model, self.plan, self.data, self.with_priors = model, plan, data, with_priors
+    def __init__(self, model: Model, plan: Any, data: Data, with_priors: bool = True, loose: bool = False):
+        # for learning θ, sites need not converge beyond what ends the search or what a sampled objective is known to
+        policy = model.policy
+        if loose:
+            tol = max(policy.tol, _INNER_TOL, 1e-2 * model.likelihood.sampling_error)
+            policy = replace(policy, tol=tol)
+            if model.engine.evidence == "lower bound":  # which holds at any sites, so a bad θ is seen early
+                policy = replace(policy, max_inner=min(policy.max_inner, _MAX_INNER))
+        self.model = replace(model, policy=policy)
+        self.plan, self.data, self.with_priors = plan, data, with_priors
         self.vector = ThetaVector(model)
         self.sites: Sites | None = None
         self.failures: list[str] = []
@@ -186,15 +199,18 @@ class Evidence:
         max_iter: int,
         on_iteration: Callable[[int, float], None] | None = None,
         scale: np.ndarray | None = None,
+        settled: float = _SETTLED,
     ) -> Learned:
         """Climb from ``start`` by L-BFGS-B, remembering the best point and why evaluations failed.
 
-        ``scale`` (k,) is the expected size of a step in each entry of θ; the search runs in θ / scale.
+        ``scale`` (k,) is the expected size of a step in each entry of θ; the search runs in θ / scale. It ends
+        when an iteration gains less than ``settled`` nats, or less than a sampled objective is known to.
         """
+        settled = max(settled, self.model.likelihood.sampling_error * float(self.data.weight.sum()))
         best = Learned(np.array(start), -np.inf)
         if scale is None:  # the objective is a sum over rows, and so is its curvature
             scale = np.full(len(start), self.data.n_rows**-0.5)
-        latest = {"value": -np.inf}
+        latest = {"value": -np.inf, "slope": np.inf}
 
         def negative(scaled: np.ndarray) -> tuple[float, np.ndarray]:
             # rounding of the change of variables must not leave the bounds
@@ -212,14 +228,19 @@ class Evidence:
                 return -best.value + 1e3 * (1.0 + abs(best.value)), np.zeros_like(theta)
             if value > best.value:
                 best.theta, best.value, best.sites = theta.copy(), value, self.sites
-            latest["value"] = value
+            latest["value"], latest["slope"] = value, self._slope(theta, grad * scale)
             return -value, -grad * scale
 
         def iteration(_: np.ndarray) -> None:
             best.n_iter += 1
+            gain = latest["value"] - (best.trace[-1] if best.trace else -np.inf)
             best.trace.append(latest["value"])
             if on_iteration is not None:
                 on_iteration(best.n_iter, latest["value"])
+            # the first steps are cautious ones, and on a slope a small gain may be the line search's
+            if gain < settled and 0.5 * latest["slope"] < settled and best.n_iter > 2:
+                best.message = f"the evidence settled: the last iteration gained {gain:.1g} nats"
+                raise StopIteration
 
         try:
             result = scipy.optimize.minimize(
@@ -229,11 +250,11 @@ class Evidence:
                 method="L-BFGS-B",
                 bounds=self.vector.bounds / scale[:, None],
                 callback=iteration,
-                options={"maxiter": max_iter, "ftol": 1e-6, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
+                options={"maxiter": max_iter, "ftol": 0.0, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
             )
             # an abnormal end in the line search at the resolution of the objective is convergence
-            best.converged = bool(result.success) or result.status == 2
-            best.message = str(result.message)
+            best.converged = bool(best.message) or bool(result.success) or result.status == 2
+            best.message = best.message or str(result.message)
             best.step_scale = scale * np.sqrt(np.diag(result.hess_inv.todense()).clip(1e-12))
         except KeyboardInterrupt:
             if not np.isfinite(best.value):
@@ -241,6 +262,11 @@ class Evidence:
             best.converged, best.interrupted, best.message = False, True, "interrupted by the user"
         best.n_evaluations = self.n_evaluations
         return best
+
+    def _slope(self, theta: np.ndarray, scaled_gradient: np.ndarray) -> float:
+        """Return the squared norm of the gradient without the entries that a bound stops."""
+        stopped = at_bounds(theta, self.vector.bounds) * scaled_gradient > 0
+        return float(np.square(scaled_gradient[~stopped]).sum())
 
 
 def learn(
@@ -277,47 +303,70 @@ def learn(
     """
     vector = ThetaVector(model)
     first = vector.read() if start is None else np.asarray(start, dtype=np.float64)
+    stages = _stages(data, generator) if start is None or n_restarts else [data]
+    starts = [first, *_restarts(first, vector.bounds, n_restarts, generator)]
     notes: list[str] = []
-    stage = _subset(data, generator) if start is None or n_restarts else None
-    staged = data if stage is None else stage
-    evidence = Evidence(model, model.family.plan(model.prior, staged.X, model.policy), staged)
-    outcomes: list[Learned] = []
-    for theta in [first, *_restarts(first, vector.bounds, n_restarts, generator)]:
-        evidence.sites = None
-        on_full = on_iteration if stage is None else None
-        try:
-            outcomes.append(evidence.maximise(theta, max_iter, on_full))
-        except (NotPositiveDefiniteError, FloatingPointError) as failure:
-            notes.append(f"a start was given up: {failure}")
-            if len(outcomes) == 0 and n_restarts == 0 and stage is None:
-                raise
-        if outcomes and outcomes[-1].interrupted:
-            break
-    if not outcomes and stage is None:
-        raise NotPositiveDefiniteError(f"Every start failed. First reason: {evidence.failures[0]}")
-    best = max(outcomes, key=lambda o: o.value) if outcomes else Learned(first, -np.inf)
-    optima = [o.value for o in outcomes]
-    notes += _failure_notes(evidence)
-    if stage is not None and not best.interrupted:
-        notes.append(f"warm start: hyperparameters fitted first on {staged.n_rows} of {data.n_rows} rows")
-        evidence = Evidence(model, model.family.plan(model.prior, data.X, model.policy), data)
-        # what the subset taught about curvature, which grows with the number of rows
-        scale = best.step_scale
-        if scale is not None:
-            scale = (scale * 0.3 * (staged.n_rows / data.n_rows) ** 0.5).clip(*_STEP_SCALES)
-        best = evidence.maximise(best.theta, max_iter, on_iteration, scale)
+    optima: list[float] = []
+    best, scale, sites = Learned(first, -np.inf), None, None
+    for stage, following in zip(stages, [*stages[1:], None], strict=True):
+        final = following is None
+        evidence = Evidence(model, model.family.plan(model.prior, stage.X, model.policy), stage, loose=True)
+        outcomes: list[Learned] = []
+        for theta in starts:
+            evidence.sites = sites
+            settled = _SETTLED if final else _SETTLED_SUBSET
+            try:
+                outcomes.append(evidence.maximise(theta, max_iter, on_iteration if final else None, scale, settled))
+            except (NotPositiveDefiniteError, FloatingPointError) as failure:
+                notes.append(f"a start was given up: {failure}")
+                reason = failure
+                continue
+            if outcomes[-1].interrupted or stage is not stages[0]:
+                break
         notes += _failure_notes(evidence)
+        if not outcomes:
+            if following is None:
+                raise reason
+            continue
+        best = max(outcomes, key=lambda outcome: outcome.value)
+        if len(outcomes) > 1:
+            optima = [outcome.value - best.value for outcome in outcomes]
+        if best.interrupted:
+            break
+        if following is not None:
+            notes.append(f"warm start: hyperparameters fitted first on {stage.n_rows} of {data.n_rows} rows")
+            # the first start is there in case the optimum of the subset cannot be factored on more rows
+            starts = [best.theta, first]
+            sites = _carried_sites(evidence, best, following)
+            if best.step_scale is not None:  # curvature grows with the number of rows
+                share = stage.n_rows / following.n_rows
+                scale = (best.step_scale * _CAUTION * share**0.5).clip(*_STEP_SCALES)
     vector.write(best.theta)
     best.optima, best.notes = optima, notes
     return best
 
 
-def _subset(data: Data, generator: torch.Generator) -> Data | None:
-    """Return a random subset for the warm start, or None when n is small."""
-    if data.n_rows < _SUBSET_FROM:
+@torch.no_grad()
+def _carried_sites(evidence: Evidence, best: Learned, following: Data) -> Sites | None:
+    """Return the sites that the likelihood asks for at the rows of the next stage, under the posterior of this one."""
+    model = evidence.model
+    if best.sites is None or model.likelihood.conjugate:
         return None
-    order = torch.randperm(data.n_rows, generator=generator)[:_SUBSET_ROWS]
-    return data.rows(order.sort().values.to(data.X.device))
+    evidence.vector.write(best.theta)
+    m, v = model.family.condition(model.prior, evidence.plan, best.sites).marginals(following.X)
+    expected = model.likelihood.expected_log_prob(following.y, m, v, **following.side)
+    centred = m - model.prior.mean_at(following.X)
+    return Sites(following.weight * (expected.alpha + expected.beta * centred), following.weight * expected.beta)
+
+
+def _stages(data: Data, generator: torch.Generator) -> list[Data]:
+    """Return nested random subsets, each a share of the next, and last the data themselves."""
+    order = torch.randperm(data.n_rows, generator=generator)
+    stages, n_rows = [data], data.n_rows // _SUBSET_SHARE
+    while n_rows >= _SUBSET_ROWS:
+        stages.insert(0, data.rows(order[:n_rows].sort().values.to(data.X.device)))
+        n_rows //= _SUBSET_SHARE
+    return stages
 
 
 def _restarts(first: np.ndarray, bounds: np.ndarray, n: int, generator: torch.Generator) -> list[np.ndarray]:

@@ -23,6 +23,12 @@ def expected_log_prob(model: Model, data: Data, m: Tensor, v: Tensor) -> Expecte
     return model.likelihood.expected_log_prob(data.y, m + mean, v, **data.side)
 
 
+def coupling(model: Model, data: Data, m: Tensor, v: Tensor) -> Tensor:
+    """Return −E ∂² log p / ∂f∂fᵀ per row, (n, C, C), of a likelihood that reads C latents."""
+    likelihood: Any = model.likelihood
+    return likelihood.coupling(data.y, m + model.prior.mean_at(data.X), v, **data.side)
+
+
 def evidence_lower_bound(model: Model, posterior: Any, data: Data) -> Tensor:
     """Return Σ wᵢ ℓᵢ(mᵢ, vᵢ) − KL[q ‖ p] in nats, a scalar.
 

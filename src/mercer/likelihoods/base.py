@@ -139,8 +139,8 @@ class Likelihood(nn.Module):
         kind = type(self).__name__
         for name, value in side.items():
             if name not in self.side_names:
-                known = ", ".join(self.side_names) or "nothing beside y"
-                raise ValueError(f"{kind} does not read {name!r}; it reads {known}. Remove it.")
+                known = ", ".join(self.side_names) or "nothing"
+                raise ValueError(f"{kind} does not read {name!r}; it knows {known}. Remove it.")
             if not bool((torch.isfinite(value) & (value > 0)).all()):
                 raise ValueError(f"{name} must be positive and finite in every row; repair the others.")
         observed = y[~torch.isnan(y)]

@@ -77,8 +77,12 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
-    _standardize_y = False
     _learned_mean = False
+
+    @property
+    def _standardize_y(self) -> bool:
+        """Whether y may change its units."""
+        return False
 
     # ------------------------------------------------------------------ what a task supplies
 
@@ -170,6 +174,8 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         likelihood.to(device)
         model, reasons = resolve(prior, likelihood, self.family, self.engine, data.n_rows, policy, data.X.shape[1])
         start = self._warm_start(model, units)
+        if units.output_scale != 1.0:
+            notes += [f"The prior {name} applies to the value in standardised units." for name in likelihood.log_priors]
         if rows.n_merged:
             notes.append(f"{rows.n_merged} repeated row(s) merged into weights (exact)")
         if rows.n_dropped:
@@ -207,7 +213,7 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
             engine=model.engine.name,
             engine_reason=reasons["engine"],
             evidence=model.engine.evidence,
-            likelihood=type(model.likelihood).__name__,
+            likelihood=type(getattr(model.likelihood, "module", model.likelihood)).__name__,
             n_rows=data.n_rows,
             n_iter=learned.n_iter,
             n_evaluations=learned.n_evaluations,
@@ -459,9 +465,7 @@ class BaseGP(NestedKernelParams, CallbackSupportMixin, BaseEstimator):
         return 0.0
 
     def _log_jacobian(self) -> float:
-        """Return log |d y_model / d y_user| summed over observed targets; zero for discrete y."""
-        if not self._standardize_y:
-            return 0.0
+        """Return log |d y_model / d y_user| summed over observed targets; zero where y keeps its units."""
         seen = ~np.isnan(self._rows.y)
         weight = self._rows.weight if seen.ndim == 1 else self._rows.weight[:, None]
         return -float((seen * weight * np.log(self._units.y_scale)).sum())

@@ -19,9 +19,13 @@ _SMALLEST = 1e-140  # spread of y; its square and what is learned relative to it
 
 @dataclass(frozen=True)
 class Container:
-    """How results go back: as NumPy float64, or as a tensor of the caller's dtype on the caller's device."""
+    """How results go back: as NumPy float64, or as a tensor of the caller's dtype on the caller's device.
+
+    ``differentiable`` says whether the caller wants gradients: of the inputs, never of our own parameters alone.
+    """
 
     tensor: bool = False
+    differentiable: bool = False
     dtype: torch.dtype = torch.float64
     device: torch.device = torch.device("cpu")
 
@@ -31,13 +35,14 @@ class Container:
         if not isinstance(X, Tensor):
             return Container()
         dtype = X.dtype if X.dtype.is_floating_point else torch.float64
-        return Container(True, dtype, X.device)
+        return Container(True, X.requires_grad and torch.is_grad_enabled(), dtype, X.device)
 
     def wrap(self, value: Tensor) -> Any:
-        """Return ``value`` in this container; gradients are kept for tensors."""
+        """Return ``value`` in this container."""
+        value = value if self.differentiable else value.detach()
         if self.tensor:
             return value.to(dtype=self.dtype, device=self.device)
-        return value.detach().double().cpu().numpy()
+        return value.double().cpu().numpy()
 
 
 @dataclass(frozen=True)

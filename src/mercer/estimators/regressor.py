@@ -14,6 +14,7 @@ from torch import Tensor
 from mercer.estimators._base import BaseGP
 from mercer.estimators._rows import Container, Rows, Units
 from mercer.estimators._validation import check_row_vector, check_targets, check_weight, resolve_dtype, to_numpy
+from mercer.likelihoods import get_likelihood
 from mercer.likelihoods.base import Likelihood
 from mercer.likelihoods.gaussian import Gaussian
 from mercer.policy import NumericalPolicy
@@ -36,7 +37,8 @@ class GPRegressor(RegressorMixin, BaseGP):
         products such as ``"matern52 + linear"``, or any gpytorch kernel; see `mercer.kernels`. Values set
         explicitly are in the units of X; unset ones start from the data. A kernel without an amplitude gets one.
     likelihood : str or Likelihood, default="gaussian"
-        ``"gaussian"`` or ``"student_t"`` (robust to outliers), or an object.
+        ``"gaussian"`` or ``"student_t"`` (robust to outliers), or an object. Values set on our own objects are in
+        the units of y, their bounds in standardised units; y is standardised only if the likelihood is for the line.
     mean : gpytorch Mean, default=None
         Prior mean in standardised units; None is the weighted mean of y.
     family : str or Family, default="auto"
@@ -109,8 +111,6 @@ class GPRegressor(RegressorMixin, BaseGP):
     True
     """
 
-    _standardize_y = True
-
     def __init__(
         self,
         kernel: Any = None,
@@ -148,6 +148,11 @@ class GPRegressor(RegressorMixin, BaseGP):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+    @property
+    def _standardize_y(self) -> bool:
+        """Whether y may change its units: not if it lives on an interval, say."""
+        return get_likelihood(self.likelihood).support == "real"
 
     def _make_likelihood(self, rows: Rows, units: Units) -> Likelihood:
         likelihood = self._fresh_likelihood(self.likelihood, units)

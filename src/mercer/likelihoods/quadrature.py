@@ -206,6 +206,14 @@ def log_expectation(
     d1, d2 = _slopes_at(fn, slopes, f)
     p = torch.softmax(terms.detach(), -1)
     alpha, beta = (p * d1).sum(-1), -(p * (d2 + d1.square())).sum(-1)
+    if adaptive:
+        # where exp(g) is the narrower factor its own slopes are large and cancel, and those of N(m, v) do not
+        spread = v.detach().clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+        u = (f - m.detach().unsqueeze(-1)) / spread.unsqueeze(-1)
+        first, second = (p * u).sum(-1), (p * u.square()).sum(-1)
+        narrow = (second - first.square() < 0.5) & (v > torch.finfo(v.dtype).tiny)
+        alpha = torch.where(narrow, first / spread, alpha)
+        beta = torch.where(narrow, (1 - second) / spread.square(), beta)
     return attach(torch.logsumexp(terms, -1), m, v, alpha, beta)
 
 

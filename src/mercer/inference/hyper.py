@@ -127,7 +127,8 @@ class Learned:
 
     ``theta`` is the best point seen and ``value`` its objective (nats, priors included); ``trace`` holds the
     objective at each iteration on all rows; ``optima`` how far below the best each start of several ended (nats,
-    ≤ 0, on the rows of the first stage); ``step_scale`` the root of the diagonal of the inverse Hessian, as L-BFGS-B left it.
+    ≤ 0, on the rows of the first stage); ``step_scale`` the root of the diagonal of the inverse Hessian, as L-BFGS-B
+    left it.
     """
 
     theta: np.ndarray

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mercer._typing import Data
+from mercer.policy import NumericalPolicy
+
 _SMALLEST = 1e-140  # spread of y; its square and what is learned relative to it are still normal numbers
 
 
@@ -144,6 +147,12 @@ class Units:
         """Unit of the latent function: the scale of y, or 1 where several outputs have scales of their own."""
         return float(np.ravel(self.y_scale)[0]) if np.size(self.y_scale) == 1 else 1.0
 
+    def log_jacobian(self, rows: Rows) -> float:
+        """Return log |d y_model / d y_user| summed over observed targets; zero where y keeps its units."""
+        seen = ~np.isnan(rows.y)
+        weight = rows.weight if seen.ndim == 1 else rows.weight[:, None]
+        return -float((seen * weight * np.log(self.y_scale)).sum())
+
     def inputs(self, X: Tensor) -> Tensor:
         """Return X in model units; differentiable."""
         return (X - torch.as_tensor(self.x_center).to(X)) / torch.as_tensor(self.x_scale).to(X)
@@ -164,3 +173,18 @@ def _moments(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.nda
     constant = spread <= 1e-14 * np.maximum(np.abs(center), 1e-300)
     magnitude = np.abs(center) * size
     return center * size, np.where(constant, np.where(magnitude > 0, magnitude, 1.0), spread * size)
+
+
+def make_data(rows: Rows, units: Units, policy: NumericalPolicy) -> Data:
+    """Return canonical rows as tensors in model units, targets with the row axis last."""
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(values), dtype=policy.dtype, device=policy.device)
+
+    X = tensor((rows.X - units.x_center) / units.x_scale)
+    y = tensor(((rows.y - units.y_center) / units.y_scale).T)
+    side = {name: tensor(value) for name, value in rows.side.items()}
+    if "noise_variance" in side:
+        scale = tensor(np.atleast_1d(units.y_scale)).unsqueeze(-1)
+        side["noise_variance"] = (side["noise_variance"] / scale.square()).reshape(y.shape)
+    return Data(X, y, tensor(rows.weight), side)

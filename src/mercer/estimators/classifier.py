@@ -12,6 +12,7 @@ from sklearn.callback import with_callbacks
 from sklearn.metrics import accuracy_score
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.estimators._base import BaseGP
@@ -270,7 +271,7 @@ class GPClassifier(ClassifierMixin, BaseGP):
         draws = self._draw(X, n_samples, random_state)
         if latent:
             return container.wrap(draws.movedim(0, -1) if draws.dim() == 2 else draws.permute(2, 1, 0))
-        labels = self._model.likelihood.sample(draws, generator=self._noise_generator(random_state))
+        labels = self._model.likelihood.sample(draws, generator=self._noise_generator(random_state, draws.device))
         return self.classes_[labels.long().cpu().numpy().T]
 
     def loo_predict_proba(self) -> np.ndarray:
@@ -281,7 +282,7 @@ class GPClassifier(ClassifierMixin, BaseGP):
         (n, n_classes) at the rows passed to ``fit``; NaN for rows of zero weight
             From the cavity of each row's site; approximate as the sites are.
         """
-        self._require_fitted()
+        check_is_fitted(self, "posterior_")
         m, v = self._loo_marginals()
         probs = self._probabilities(m, v).mT
         return Container().wrap(self._to_original_rows(probs).mT)

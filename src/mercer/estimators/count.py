@@ -11,6 +11,7 @@ from sklearn.base import RegressorMixin
 from sklearn.callback import with_callbacks
 from sklearn.metrics import d2_tweedie_score
 from sklearn.utils import column_or_1d
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.estimators._base import BaseGP
@@ -254,7 +255,9 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         draws = self._draw(X, n_samples, random_state)
         if not latent:
             side = self._side(exposure, len(X), draws)
-            draws = self._model.likelihood.sample(draws, generator=self._noise_generator(random_state), **side)
+            draws = self._model.likelihood.sample(
+                draws, generator=self._noise_generator(random_state, draws.device), **side
+            )
         return container.wrap(draws.mT)
 
     def loo_predict(self, return_std: bool = False, *, latent: bool = False) -> Any:
@@ -272,7 +275,7 @@ class GPCountRegressor(RegressorMixin, BaseGP):
             From the cavity of each row's site; approximate as the sites are.
         std : (n,), if ``return_std``
         """
-        self._require_fitted()
+        check_is_fitted(self, "posterior_")
         m, v = self._loo_marginals()
         if not latent:
             side = {name: torch.as_tensor(value).to(m) for name, value in self._rows.side.items()}

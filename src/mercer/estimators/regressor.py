@@ -9,6 +9,7 @@ import torch
 from sklearn.base import RegressorMixin
 from sklearn.callback import with_callbacks
 from sklearn.metrics import r2_score
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.estimators._base import BaseGP
@@ -346,7 +347,9 @@ class GPRegressor(RegressorMixin, BaseGP):
         draws = self._draw(X, n_samples, random_state)
         if not latent:
             side = self._side(noise_variance, draws[0], len(X))
-            draws = self._model.likelihood.sample(draws, generator=self._noise_generator(random_state), **side)
+            draws = self._model.likelihood.sample(
+                draws, generator=self._noise_generator(random_state, draws.device), **side
+            )
         moved = torch.stack([self._in_user_units(draw) for draw in draws], dim=-1)
         return container.wrap(moved)
 
@@ -369,7 +372,7 @@ class GPRegressor(RegressorMixin, BaseGP):
         ----------
         Rasmussen and Williams (2006), eq. 5.12, for Gaussian noise; the site cavity otherwise.
         """
-        self._require_fitted()
+        check_is_fitted(self, "posterior_")
         m, v = self._loo_marginals()
         if not latent and return_std:
             known = self._rows.side.get("noise_variance")

@@ -1,0 +1,91 @@
+"""The last step of a fit: condition on the data at given hyperparameters, with all the digits that predictions need."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mercer._typing import Sites
+from mercer.estimators._rows import Rows, Units, make_data
+from mercer.families.base import Prior
+from mercer.inference.base import Inference, run
+from mercer.inference.hyper import ThetaVector
+from mercer.kernels import rescale
+from mercer.model import Model
+from mercer.policy import NumericalPolicy
+
+_FINAL_TOL = 1e-14  # relative tolerance of the sites that a fitted model keeps
+
+
+def condition(
+    model: Model, rows: Rows, units: Units, theta: np.ndarray, sites: Sites | None
+) -> tuple[dict[str, Any], Inference]:
+    """Condition on the data at θ, in float64 and to a tight tolerance.
+
+    A posterior variance is a small difference of large numbers, and predictions, unlike the evidence, feel an error
+    of the sites to first order.
+
+    Parameters
+    ----------
+    model : Model
+        Its modules are moved to float64 and to θ, in place.
+    rows, units
+        The data, and how they become model units.
+    theta : (k,)
+        In model units.
+    sites : Sites or None
+        Where to start.
+
+    Returns
+    -------
+    attributes : dict
+        What predictions need, by the names that the estimator gives them.
+    inference : Inference
+        How it went.
+
+    Raises
+    ------
+    ValueError
+        The evidence is not a finite number.
+    NotPositiveDefiniteError
+        A factorisation failed.
+    """
+    loose = NumericalPolicy(device=model.policy.device)
+    kernel, mean = model.prior.kernel.double(), model.prior.mean
+    prior = Prior(kernel, None if mean is None else mean.double())
+    model = replace(model, prior=prior, policy=replace(loose, tol=_FINAL_TOL))
+    vector = ThetaVector(model)
+    vector.write(theta)
+    if sites is not None:
+        sites = Sites(sites.linear.double(), sites.precision.double())
+    data = make_data(rows, units, model.policy)
+    plan = model.family.plan(model.prior, data.X, model.policy)
+    inference = run(model, plan, data, sites)
+    if not inference.converged:  # rounding may stand in the way of the last digits
+        inference = run(replace(model, policy=loose), plan, data, inference.state.sites)
+    with torch.no_grad():
+        value = float(model.engine.objective(model, plan, inference.state, data))
+    if not np.isfinite(value):
+        raise ValueError(f"The log evidence is {value}: y or X is out of range. Rescale it, or set standardize=True.")
+    kernel_ = copy.deepcopy(kernel)
+    unconverted = rescale(kernel_, torch.as_tensor(units.x_scale), units.output_scale)
+    if unconverted:
+        note = f"parameters of {', '.join(unconverted)} are reported in standardised units"
+        inference = replace(inference, notes=(*inference.notes, note))
+    attributes = {
+        "_rows": rows,
+        "_units": units,
+        "_model": model,
+        "_theta": theta,
+        "_theta_names": vector.names,
+        "_theta_bounds": vector.bounds,
+        "posterior_": inference.state.posterior.release(),
+        "kernel_": kernel_,
+        "likelihood_": model.likelihood,
+        "log_marginal_likelihood_value_": value + units.log_jacobian(rows),
+    }
+    return attributes, inference

@@ -16,7 +16,8 @@ from torch import Tensor
 from mercer._typing import Sites
 from mercer.families.base import Prior
 from mercer.kernels.evaluate import diag, gram
-from mercer.kernels.spectral import has_spectral, prior_paths
+from mercer.kernels.paths import prior_paths
+from mercer.kernels.spectral import has_spectral
 from mercer.linalg.cholesky import cholesky
 from mercer.linalg.conditioning import ConditionOnSites, SiteFactor, factor_sites
 from mercer.policy import NumericalPolicy

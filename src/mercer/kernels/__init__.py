@@ -37,7 +37,8 @@ from mercer.kernels.factories import (
 )
 from mercer.kernels.hyperparameters import hyperparameters
 from mercer.kernels.params import describe, kernel_params, set_kernel_param
-from mercer.kernels.spectral import has_spectral, prior_paths, sample_frequencies
+from mercer.kernels.paths import prior_paths
+from mercer.kernels.spectral import has_spectral, sample_frequencies
 from mercer.kernels.units import rescale, rescale_leaf, to_model_units
 
 __all__ = [

@@ -418,6 +418,7 @@ def test_one_number_as_weight_is_that_weight_for_every_row(task):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:.*predictions lose 13 of 16 digits")
 @TASKS
 @pytest.mark.parametrize("weight", [1e-300, 1e-12, 1e12])
 def test_extreme_weights_give_the_prior_or_the_data(task, weight):

@@ -43,6 +43,7 @@ from mercer.estimators._validation import (
 )
 from mercer.families.base import Prior
 from mercer.inference.hyper import Learned, ThetaVector, learn
+from mercer.kernels import diag as prior_variance
 from mercer.kernels import get_kernel, prepare, to_model_units
 from mercer.kernels.means import constant_mean
 from mercer.likelihoods import get_likelihood
@@ -55,6 +56,8 @@ from mercer.resolve import resolve
 # attributes that scikit-learn's callbacks keep on the estimator while fit runs
 _CALLBACK_STATE = ("_skl_", "_callback", "_parent_callback")
 _FAR_FROM_ONE = 1e3
+_CALLER = 6  # frames from a warning to the line that called fit
+_MOST_DIGITS_LOST = 11.5
 
 
 class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupportMixin, BaseEstimator):
@@ -141,7 +144,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
             raise
         except NotPositiveDefiniteError as failure:
             self._restore(before)
-            raise ValueError(f"{type(self).__name__} could not factor the covariance matrix. {failure}") from failure
+            name, cause = type(self).__name__, rows.in_original_order(str(failure), failure.rows)
+            raise ValueError(f"{name} could not factor the covariance matrix. {cause}") from failure
         except FloatingPointError as failure:
             self._restore(before)
             raise ValueError(
@@ -186,7 +190,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
             theta = ThetaVector(model).read()
             return condition(copy.deepcopy(model), rows, units, theta, None)[0]
 
-        learned = self._learn(model, data, generator, start, Progress(self, context, X, y, snapshot), notes)
+        progress = Progress(self, context, X, y, snapshot)
+        learned = self._learn(model, data, generator, start, progress, notes)
         if policy.dtype != torch.float64:
             notes.append(f"hyperparameters were learned in {self.dtype}; the posterior is in float64")
         fitted, inference = condition(model, rows, units, learned.theta, learned.sites)
@@ -217,7 +222,7 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
             notes=[*notes, *learned.notes, *inference.notes],
             warnings=self._caveats(rows),
         )
-        self._warn(learned, inference.converged)
+        self._warn(learned, progress.stopped, inference.converged)
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=fitted)
         if learned.interrupted:
             raise KeyboardInterrupt(
@@ -271,7 +276,7 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
                 notes.append("y is constant: hyperparameters say nothing and were left at their starting values")
             return Learned(vector.read(), float("nan"), message="hyperparameters kept as given")
         with progress:
-            return learn(
+            learned = learn(
                 model,
                 data,
                 max_iter=self.max_iter,
@@ -280,18 +285,26 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
                 start=start,
                 on_iteration=progress.step,
             )
+        if progress.stopped:
+            learned.converged, learned.message = False, "stopped by a callback"
+        return learned
 
-    def _warn(self, learned: Learned, inner_converged: bool) -> None:
+    def _warn(self, learned: Learned, stopped: bool, inner_converged: bool) -> None:
         """Warn of everything that the report must not be alone in saying."""
         report = self.fit_report_
         for message in report.warnings:
-            warnings.warn(f"{type(self).__name__}: {message}.", UserWarning, stacklevel=4)
+            warnings.warn(f"{type(self).__name__}: {message}.", UserWarning, stacklevel=_CALLER)
         n_caveats = len(report.warnings)
+        if (digits := self._digits_lost()) > _MOST_DIGITS_LOST:
+            report.warnings.append(
+                f"some rows are known {10**digits:.0e} times better than the prior knows them, and predictions lose "
+                f"{min(digits, 16):.0f} of 16 digits; raise the noise variance or lower the weights"
+            )
         if report.jitter > 0:
             report.warnings.append(
                 f"the covariance matrix needed a relative jitter of {report.jitter:g}; look for near-duplicate rows"
             )
-        if not learned.converged and not learned.interrupted:
+        if not (learned.converged or learned.interrupted or stopped):
             report.warnings.append(
                 f"hyperparameters did not converge ({learned.message}); "
                 f"raise max_iter={self.max_iter} or scale the data"
@@ -299,7 +312,14 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         if not inner_converged:
             report.warnings.append("the sites did not converge at the final hyperparameters")
         for message in report.warnings[n_caveats:]:
-            warnings.warn(f"{type(self).__name__}: {message}.", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{type(self).__name__}: {message}.", ConvergenceWarning, stacklevel=_CALLER)
+
+    def _digits_lost(self) -> float:
+        """Return log₁₀ of the largest ratio of prior to noise variance: the condition of B = I + W½ K W½ grows so."""
+        with torch.no_grad():
+            prior = prior_variance(self._model.prior.kernel, self.posterior_.plan.X)
+            ratio = float((self.posterior_.sites.precision * prior).max())
+        return float(np.log10(max(ratio, 1.0)))
 
     def diagnose(self) -> list[Finding]:
         """Return what looks wrong with the data or the fit; an empty list is good news."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _UNSCALED = 1e3  # ratio of column scales from which an unstandardised fit is suspect
 _OPTIMA_NATS = 1.0
+_TINY_NOISE = 1e-3  # of the variance of y: below it a model interpolates
 
 
 def diagnose(estimator: BaseGP) -> list[Finding]:
@@ -62,28 +63,40 @@ def _duplicates(estimator: BaseGP) -> list[Finding]:
     repeated = len(rows.X) - (inverse.max() + 1)
     if repeated == 0:
         return []
-    targets = rows.y.reshape(len(rows.y), -1)[:, 0]
-    count = np.bincount(inverse.reshape(-1))
-    mean = np.bincount(inverse.reshape(-1), weights=np.nan_to_num(targets)) / count
-    spread = np.abs(np.nan_to_num(targets) - mean[inverse.reshape(-1)]).max()
+    inverse = inverse.reshape(-1)
+    if hasattr(estimator, "classes_"):
+        spread = "with another label"
+    else:
+        spread = f"with another target (largest deviation from their mean {_deviation(rows.y, inverse):.3g})"
     return [
         Finding(
             "duplicates",
-            f"{repeated} row(s) repeat the inputs of another row with a different target "
-            f"(largest deviation from their mean {spread:.3g}).",
+            f"{repeated} row(s) repeat the inputs of another row {spread}.",
             "This is fine if it is measurement noise; the noise level is then well determined by these rows.",
         )
     ]
 
 
+def _deviation(y: np.ndarray, group: np.ndarray) -> float:
+    """Return the largest deviation of a target from the mean of its group, over all outputs."""
+    largest = 0.0
+    for targets in y.reshape(len(y), -1).T:
+        seen = ~np.isnan(targets)
+        total = np.bincount(group[seen], weights=targets[seen], minlength=group.max() + 1)
+        count = np.bincount(group[seen], minlength=group.max() + 1)
+        mean = total / np.maximum(count, 1)
+        largest = max(largest, float(np.abs(targets - mean[group])[seen].max(initial=0.0)))
+    return largest
+
+
 def _hyperparameters(estimator: BaseGP) -> list[Finding]:
     found = []
     flags = at_bounds(estimator._theta, estimator._theta_bounds)
-    for name, flag in zip(estimator._theta_names, flags, strict=True):
+    for name, flag, bounds in zip(estimator._theta_names, flags, estimator._theta_bounds, strict=True):
         if flag == 0 or estimator.optimizer is None:
             continue
         where = "upper" if flag > 0 else "lower"
-        if name.endswith("noise_variance") and flag < 0:
+        if name.endswith("noise_variance") and flag < 0 and bounds[0] < np.log(_TINY_NOISE):
             found.append(
                 Finding(
                     "noise_at_floor",

@@ -21,10 +21,17 @@ class Progress:
         As the user passed them.
     snapshot : callable
         Returns the attributes of the estimator as if fit had ended now; called only if a callback asks.
+
+    Attributes
+    ----------
+    stopped : bool
+        Whether a callback ended the fit.
     """
 
     def __init__(self, estimator: Any, context: Any, X: Any, y: Any, snapshot: Callable[[], dict[str, Any]]):
         self.estimator, self.context, self.snapshot = estimator, context, snapshot
+        self.stopped = False
+        self.task: Any = None
         self.rows = {"estimator": estimator, "X": X, "y": y}
         self.bar = tqdm(total=estimator.max_iter, desc=type(estimator).__name__, disable=not estimator.verbose)
 
@@ -40,12 +47,13 @@ class Progress:
         """Report an iteration and its objective in nats; StopIteration where a callback asks to stop."""
         self.bar.update(1)
         self.bar.set_postfix(evidence=f"{value:.3f}")
-        stop = self.task.call_on_fit_task_end(**self.rows, reconstruction_attributes=self.snapshot)
+        task, self.task = self.task, None
+        self.stopped = task.call_on_fit_task_end(**self.rows, reconstruction_attributes=self.snapshot)
         self._begin()
-        if stop:
+        if self.stopped:
             raise StopIteration
 
     def __exit__(self, *failure: object) -> None:
-        # the task begun last is an iteration that never ran
-        self.task.call_on_fit_task_end(estimator=self.estimator)
+        if self.task is not None:  # an iteration that never ran
+            self.task.call_on_fit_task_end(estimator=self.estimator)
         self.bar.close()

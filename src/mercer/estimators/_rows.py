@@ -64,6 +64,13 @@ class Rows:
     n_dropped: int
     n_merged: int
 
+    def in_original_order(self, message: str, pair: tuple[int, ...]) -> str:
+        """Return a message about two canonical rows with the numbers that these rows had in ``fit``."""
+        if len(pair) != 2:
+            return message
+        first = [int(np.flatnonzero(self.index == row)[0]) for row in pair]
+        return message.replace(f"Rows {pair[0]} and {pair[1]}", f"Rows {first[0]} and {first[1]}")
+
 
 def canonical_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray, side: dict[str, np.ndarray]) -> Rows:
     """Drop empty rows, merge equal ones, sort.

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.callback import ScoringMonitor
+from sklearn.callback import ProgressBar, ScoringMonitor
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mercer import GPClassifier, GPCountRegressor, GPRegressor
 from mercer.kernels import RBF, Matern52
@@ -156,6 +158,13 @@ def test_scikit_learns_monitor_scores_every_iteration(task):
     scores = monitor.get_logs().data_as_pandas
     assert len(scores) == model.n_iter_ + 1
     assert scores.iloc[:, -1].max() > 0.5
+
+
+def test_the_bar_of_a_pipeline_shows_our_fit(capsys):
+    pytest.importorskip("rich")
+    pipeline = make_pipeline(StandardScaler(), GPRegressor())
+    pipeline.set_callbacks(ProgressBar(max_propagation_depth=2)).fit(X, Y)
+    assert "GPRegressor" in capsys.readouterr().out
 
 
 @unconverged

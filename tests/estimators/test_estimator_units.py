@@ -31,6 +31,7 @@ THREE = np.digitize(SIGNAL, np.quantile(SIGNAL, [0.3, 0.7]))
 X_NEW = rng.normal([3.0, -70.0], [0.2, 40.0], size=(6, 2))
 FITS = {
     "gaussian": (GPRegressor(), REAL),
+    "gaussian with a mean": (GPRegressor(mean=gpytorch.means.ConstantMean()), REAL),
     "student_t": (GPRegressor(likelihood="student_t"), REAL),
     "student_t laplace": (GPRegressor(likelihood="student_t", engine="laplace"), REAL),
     "student_t power_ep": (GPRegressor(likelihood=StudentT(scale=10.0), engine="power_ep"), REAL),

@@ -156,9 +156,38 @@ def test_the_scale_of_the_first_steps_does_not_change_where_they_lead():
     expected = fit(regression(), data).value
     for scale in (np.array([1.0, 0.1, 0.01, 0.3]), np.array([0.1, 0.3, 0.1, 0.3]), np.full(4, 0.01)):
         evidence = evidence_of(regression(), data)
-        learned = evidence.maximise(evidence.vector.read(), max_iter=200, scale=scale)
+        learned = evidence.maximise(evidence.vector.read(), max_iter=200, steps=np.diag(scale))
         assert learned.value == pytest.approx(expected, abs=NATS)
         assert learned.n_evaluations < 200
+
+
+def test_measured_curvature_is_the_inverse_hessian_and_leads_to_the_same_optimum():
+    data = wave()
+    best = fit(regression(), data)
+    evidence = evidence_of(regression(), data)
+    steps = evidence.curvature_steps(best.theta)
+    h, k = 1e-3, len(best.theta)
+    hessian = np.empty((k, k))
+    for i, j in np.ndindex(k, k):  # second differences of the value, which share nothing with the gradient
+        signs = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+        corners = [
+            evidence(best.theta + h * (a * np.eye(k)[i] + b * np.eye(k)[j]), gradient=False)[0] for a, b in signs
+        ]
+        hessian[i, j] = -(corners[0] - corners[1] - corners[2] + corners[3]) / (4 * h * h)
+    values, vectors = np.linalg.eigh(hessian)
+    expected = vectors / np.maximum(np.abs(values), 1.0) @ vectors.T
+    np.testing.assert_allclose(steps @ steps.T, expected, atol=2e-3)
+    learned = evidence.maximise(best.theta + 0.3, max_iter=50, steps=steps)
+    assert learned.converged and learned.value == pytest.approx(best.value, abs=NATS)
+
+
+def test_an_entry_on_its_bound_keeps_its_curvature_to_itself():
+    evidence = evidence_of(regression(), wave())
+    theta = evidence.vector.read()
+    theta[1] = evidence.vector.bounds[1, 1]
+    inverse = (lambda steps: steps @ steps.T)(evidence.curvature_steps(theta))
+    assert np.abs(np.delete(inverse[1], 1)).max() < 1e-12
+    assert np.isfinite(inverse).all()
 
 
 def test_the_model_is_left_at_the_best_theta_and_the_value_is_its_evidence():

@@ -33,7 +33,9 @@ _SETTLED_SUBSET = 1e-1
 _INNER_TOL = 1e-7  # nats per row
 _MAX_INNER = 60
 _STEP_SCALES = (1e-2, 1.0)
-_CAUTION = 0.3  # how much of the step that the subset's curvature suggests is taken first
+_CAUTION = 0.3  # how much of the step that L-BFGS-B's idea of the curvature suggests is taken first
+_FEW = 20  # so many hyperparameters are worth differences of the gradient for their curvature
+_DIFFERENCE = 1e-3
 
 
 class ThetaVector:
@@ -127,8 +129,8 @@ class Learned:
 
     ``theta`` is the best point seen and ``value`` its objective (nats, priors included); ``trace`` holds the
     objective at each iteration on all rows; ``optima`` how far below the best each start of several ended (nats,
-    ≤ 0, on the rows of the first stage); ``step_scale`` the root of the diagonal of the inverse Hessian, as L-BFGS-B
-    left it.
+    ≤ 0, on the rows of the first stage); ``steps`` (k, k) are directions and sizes
+    of likely steps in θ: a root of the inverse Hessian.
     """
 
     theta: np.ndarray
@@ -142,7 +144,7 @@ class Learned:
     optima: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
-    step_scale: np.ndarray | None = None
+    steps: np.ndarray | None = None
 
 
 class Evidence:
@@ -199,23 +201,28 @@ class Evidence:
         start: np.ndarray,
         max_iter: int,
         on_iteration: Callable[[int, float], None] | None = None,
-        scale: np.ndarray | None = None,
+        steps: np.ndarray | None = None,
         settled: float = _SETTLED,
     ) -> Learned:
         """Climb from ``start`` by L-BFGS-B, remembering the best point and why evaluations failed.
 
-        ``scale`` (k,) is the expected size of a step in each entry of θ; the search runs in θ / scale. It ends
-        when an iteration gains less than ``settled`` nats, or less than a sampled objective is known to.
+        The search runs in z with θ = start + steps z, ``steps`` (k, k). It ends when an iteration gains less than
+        ``settled`` nats, or less than a sampled objective is known to, and the slope promises no more.
         """
         settled = max(settled, self.model.likelihood.sampling_error * float(self.data.weight.sum()))
         best = Learned(np.array(start), -np.inf)
-        if scale is None:  # the objective is a sum over rows, and so is its curvature
-            scale = np.full(len(start), self.data.n_rows**-0.5)
+        if steps is None:  # the objective is a sum over rows, and so is its curvature
+            steps = np.eye(len(start)) * self.data.n_rows**-0.5
+        low, high = self.vector.bounds.T
+        start = np.clip(start, low, high)
+        scale = np.diag(steps)
+        # bounds of θ are bounds of z where each direction is one entry of θ; else θ is stopped at them
+        aligned = np.array_equal(steps, np.diag(scale))
+        bounds = np.stack([low - start, high - start], axis=1) / scale[:, None] if aligned else None
         latest = {"value": -np.inf, "slope": np.inf}
 
-        def negative(scaled: np.ndarray) -> tuple[float, np.ndarray]:
-            # rounding of the change of variables must not leave the bounds
-            theta = np.clip(scaled * scale, self.vector.bounds[:, 0], self.vector.bounds[:, 1])
+        def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
+            theta = np.clip(start + steps @ z, low, high)
             try:
                 value, grad = self(theta)
                 if not (np.isfinite(value) and np.isfinite(grad).all()):
@@ -229,8 +236,9 @@ class Evidence:
                 return -best.value + 1e3 * (1.0 + abs(best.value)), np.zeros_like(theta)
             if value > best.value:
                 best.theta, best.value, best.sites = theta.copy(), value, self.sites
-            latest["value"], latest["slope"] = value, self._slope(theta, grad * scale)
-            return -value, -grad * scale
+            slope = steps.T @ np.where(at_bounds(theta, self.vector.bounds) * grad > 0, 0.0, grad)
+            latest["value"], latest["slope"] = value, float(slope @ slope)
+            return -value, -(grad * scale if aligned else slope)
 
         def iteration(_: np.ndarray) -> None:
             best.n_iter += 1
@@ -238,25 +246,27 @@ class Evidence:
             best.trace.append(latest["value"])
             if on_iteration is not None:
                 on_iteration(best.n_iter, latest["value"])
-            # the first steps are cautious ones, and on a slope a small gain may be the line search's
-            if gain < settled and 0.5 * latest["slope"] < settled and best.n_iter > 2:
+            # a Newton step would gain half the slope where the curvature was measured; where it was not, the last
+            # gain has to agree, and the first steps are too cautious to say
+            if 0.5 * latest["slope"] < settled and (not aligned or (gain < settled and best.n_iter > 2)):
                 best.message = f"the evidence settled: the last iteration gained {gain:.1g} nats"
                 raise StopIteration
 
         try:
             result = scipy.optimize.minimize(
                 negative,
-                np.clip(start, self.vector.bounds[:, 0], self.vector.bounds[:, 1]) / scale,
+                np.zeros(len(start)),
                 jac=True,
                 method="L-BFGS-B",
-                bounds=self.vector.bounds / scale[:, None],
+                bounds=bounds,
                 callback=iteration,
                 options={"maxiter": max_iter, "ftol": 0.0, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
             )
             # an abnormal end in the line search at the resolution of the objective is convergence
             best.converged = bool(best.message) or bool(result.success) or result.status == 2
             best.message = best.message or str(result.message)
-            best.step_scale = scale * np.sqrt(np.diag(result.hess_inv.todense()).clip(1e-12))
+            sizes = np.sqrt(np.diag(steps @ result.hess_inv.todense() @ steps.T).clip(1e-12))
+            best.steps = np.diag((_CAUTION * sizes).clip(*_STEP_SCALES))
         except KeyboardInterrupt:
             if not np.isfinite(best.value):
                 raise
@@ -264,10 +274,20 @@ class Evidence:
         best.n_evaluations = self.n_evaluations
         return best
 
-    def _slope(self, theta: np.ndarray, scaled_gradient: np.ndarray) -> float:
-        """Return the squared norm of the gradient without the entries that a bound stops."""
-        stopped = at_bounds(theta, self.vector.bounds) * scaled_gradient > 0
-        return float(np.square(scaled_gradient[~stopped]).sum())
+    def curvature_steps(self, theta: np.ndarray) -> np.ndarray:
+        """Return a root of the inverse of minus the Hessian at θ, (k, k), by differences of the gradient.
+
+        Entries of θ at a bound keep to themselves, and curvature counts as at least one nat per unit of θ squared.
+        """
+        low, high = self.vector.bounds.T
+        inward = np.where(theta + _DIFFERENCE > high, -_DIFFERENCE, _DIFFERENCE)
+        _, here = self(theta)
+        there = [self(theta + step)[1] for step in np.diag(inward)]
+        hessian = -(np.stack(there) - here) / inward[:, None]
+        free = (theta > low + _DIFFERENCE) & (theta < high - _DIFFERENCE)
+        hessian = np.where(free[:, None] & free, 0.5 * (hessian + hessian.T), np.diag(np.diag(hessian)))
+        values, vectors = np.linalg.eigh(hessian)
+        return vectors / np.sqrt(np.maximum(np.abs(values), 1.0))
 
 
 def learn(
@@ -308,7 +328,8 @@ def learn(
     starts = [first, *_restarts(first, vector.bounds, n_restarts, generator)]
     notes: list[str] = []
     optima: list[float] = []
-    best, scale, sites = Learned(first, -np.inf), None, None
+    best, sites = Learned(first, -np.inf), None
+    steps: np.ndarray | None = None
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
         final = following is None
         evidence = Evidence(model, model.family.plan(model.prior, stage.X, model.policy), stage, loose=True)
@@ -317,7 +338,7 @@ def learn(
             evidence.sites = sites
             settled = _SETTLED if final else _SETTLED_SUBSET
             try:
-                outcomes.append(evidence.maximise(theta, max_iter, on_iteration if final else None, scale, settled))
+                outcomes.append(evidence.maximise(theta, max_iter, on_iteration if final else None, steps, settled))
             except (NotPositiveDefiniteError, FloatingPointError) as failure:
                 notes.append(f"a start was given up: {failure}")
                 reason = failure
@@ -339,12 +360,25 @@ def learn(
             # the first start is there in case the optimum of the subset cannot be factored on more rows
             starts = [best.theta, first]
             sites = _carried_sites(evidence, best, following)
-            if best.step_scale is not None:  # curvature grows with the number of rows
-                share = stage.n_rows / following.n_rows
-                scale = (best.step_scale * _CAUTION * share**0.5).clip(*_STEP_SCALES)
+            steps = _next_steps(evidence, best, steps, 4 * stage.n_rows <= data.n_rows)
+            if steps is not None:  # curvature grows with the number of rows
+                steps = steps * (stage.n_rows / following.n_rows) ** 0.5
     vector.write(best.theta)
     best.optima, best.notes = optima, notes
     return best
+
+
+def _next_steps(evidence: Evidence, best: Learned, before: np.ndarray | None, cheap: bool) -> np.ndarray | None:
+    """Return the likely steps around the optimum of a stage: measured while that is cheap, then the same ones."""
+    if len(best.theta) > _FEW:
+        return best.steps
+    if before is not None and not cheap:
+        return before
+    evidence.sites = best.sites
+    try:
+        return evidence.curvature_steps(best.theta)
+    except (NotPositiveDefiniteError, FloatingPointError):
+        return best.steps
 
 
 @torch.no_grad()

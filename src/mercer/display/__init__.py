@@ -2,7 +2,7 @@
 
 Every class has ``from_estimator`` (compute, then draw), ``from_predictions`` where numbers alone suffice, and
 ``plot(ax=None)`` to draw the stored numbers again; ``ax_`` and ``figure_`` hold what was drawn. matplotlib is
-imported at the first plot, never at import: ``pip install 'mercer[plot]'``.
+imported at the first plot, never at import: ``pip install matplotlib``.
 """
 
 from mercer.display.calibration import CalibrationDisplay

@@ -19,12 +19,12 @@ def pyplot() -> Any:
     Raises
     ------
     ImportError
-        matplotlib is not installed; the message names the extra that brings it.
+        matplotlib is not installed; the message says how to get it.
     """
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("Plotting needs matplotlib: pip install 'mercer[plot]'.") from error
+        raise ImportError("Plotting needs matplotlib: pip install matplotlib.") from error
     return plt
 
 

@@ -1,7 +1,7 @@
 """Any gpytorch likelihood of one latent function behind our contract.
 
 The density comes from the distribution that the gpytorch module's ``forward`` returns; derivatives come from
-elementwise autograd at the quadrature nodes. This is the only file of the package that imports gpytorch.
+elementwise autograd at the quadrature nodes. This is the only file of the likelihoods that imports gpytorch.
 """
 
 from __future__ import annotations

@@ -302,8 +302,13 @@ def test_the_report_is_plain_json(task):
 def test_float32_is_said():
     model = GPRegressor(dtype="float32").fit(X, Y)
     assert "hyperparameters were learned in float32; the posterior is in float64" in model.fit_report_.notes
-    double = GPRegressor().fit(X, Y)
-    np.testing.assert_allclose(model.predict(X), double.predict(X), atol=0.05)
+    assert model.posterior_.plan.X.dtype == torch.float64
+    double = GPRegressor(dtype="float64", optimizer=None).fit(X, Y)
+    single = GPRegressor(dtype="float32", optimizer=None).fit(X, Y)
+    # only the hyperparameters have been rounded to float32
+    for one, other in zip(single.predict(X, return_std=True), double.predict(X, return_std=True), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose([single.predict(row[None])[0] for row in X], single.predict(X), rtol=1e-10)
 
 
 def test_a_constant_target_teaches_nothing_and_that_is_said():

@@ -99,8 +99,9 @@ def test_a_row_of_weight_two_loses_one_of_its_two():
     rows = np.repeat(np.arange(N), weight.astype(int))
     model = GPRegressor(KERNEL, likelihood=Gaussian(0.9), optimizer=None)
     weighted = model.fit(X, Y, sample_weight=weight).loo_predict(return_std=True)
-    for found, written_out in zip(weighted, model.fit(X[rows], Y[rows]).loo_predict(return_std=True), strict=True):
-        np.testing.assert_allclose(found[rows], written_out, rtol=1e-9)
+    apart = X[rows] * (1 + 1e-12 * rng.normal(size=(len(rows), 2)))  # equal rows would be merged into weights again
+    for found, written_out in zip(weighted, model.fit(apart, Y[rows]).loo_predict(return_std=True), strict=True):
+        np.testing.assert_allclose(found[rows], written_out, rtol=1e-8)
 
 
 FITS = {

@@ -433,6 +433,16 @@ def test_extreme_weights_give_the_prior_or_the_data(task, weight):
         assert np.ptp(value) < 1e-3 * np.abs(value).max()
 
 
+@pytest.mark.parametrize("engine", ["dual", "laplace", "power_ep"])
+def test_robust_noise_of_mostly_equal_targets_starts_from_their_spread(engine):
+    """The median absolute deviation of seven zeros and five ones is zero."""
+    y = np.repeat([0.0, 1.0], [7, 5])
+    model = GPRegressor(likelihood="student_t", engine=engine, optimizer=None).fit(X, y)
+    assert model.likelihood_.value_of("scale", torch.zeros(())).item() == pytest.approx(0.1**0.5)
+    assert model.converged_
+    answers(model, X)
+
+
 def test_an_unstandardised_scale_far_from_one_is_warned_of():
     with pytest.warns(UserWarning, match=r"standardize=False and a column varies by 9.*e-13"):
         model = GPRegressor(standardize=False, optimizer=None).fit(1e-12 * X / X.std(0) * 0.95, TARGETS[GPRegressor])

@@ -112,7 +112,7 @@ def test_unequal_lengths_are_refused():
         PredictiveDisplay.from_predictions([0.0, 1.0], [0.0], [1.0])
 
 
-def test_missing_matplotlib_names_the_extra(monkeypatch):
+def test_missing_matplotlib_says_how_to_get_it(monkeypatch):
     real_import = builtins.__import__
 
     def without_matplotlib(name, *args, **kwargs):
@@ -121,5 +121,5 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(ImportError, match=r"mercer\[plot\]"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib"):
         PredictiveDisplay.from_predictions([0.0, 1.0], [0.0, 1.0], [1.0, 1.0])

@@ -37,30 +37,49 @@ class LatentPredictions:
         checked = check_inputs(self, X, reset=False)
         if not isinstance(checked, Tensor):
             checked = torch.as_tensor(np.require(checked, requirements="W"))
-        if bool((self._units.inputs(checked.detach().double()).abs() > _FARTHEST).any()):
+        extremes = torch.stack([checked.detach().amin(0), checked.detach().amax(0)])  # no temporary of the size of X
+        if bool((self._units.inputs(extremes.double()).abs() > _FARTHEST).any()):
             raise ValueError(
                 f"X holds values more than {_FARTHEST:g} times the spread of the training rows away from them; "
                 "nothing can be computed there. Check their units."
             )
         return checked, container
 
-    def _map_rows(self, X: Tensor, function: Callable[[Tensor], Any]) -> list[Any]:
-        """Apply ``function`` to model-unit chunks of X, so that memory is flat in the number of rows."""
+    def _map_rows(self, X: Tensor, function: Callable[[Tensor], tuple[Tensor, ...]], axis: int = -1) -> list[Tensor]:
+        """Apply ``function`` to model-unit chunks of X and join each of its results along ``axis``, that of the rows.
+
+        Memory beside the results is that of one chunk. Without gradients the results are written where they stay:
+        many small ones, kept between the large temporaries of their chunks, would leave the heap full of holes.
+        """
         policy = self._model.policy
         size = policy.chunk_rows(4 * len(self._rows.X) * max(1, self._model.likelihood.n_latents))
-        out = []
-        for chunk in X.split(size):
-            moved = self._units.inputs(chunk.to(dtype=policy.dtype, device=policy.device))
-            with torch.set_grad_enabled(torch.is_grad_enabled() and chunk.requires_grad):
-                out.append(function(moved))
-        return out
+
+        def evaluate(chunk: Tensor) -> tuple[Tensor, ...]:
+            return function(self._units.inputs(chunk.to(dtype=policy.dtype, device=policy.device)))
+
+        if torch.is_grad_enabled() and X.requires_grad:
+            return [torch.cat(parts, axis) for parts in zip(*(evaluate(chunk) for chunk in X.split(size)), strict=True)]
+        whole: list[Tensor] = []
+        start = 0
+        with torch.no_grad():
+            for chunk in X.split(size):
+                parts = evaluate(chunk)
+                if not whole:
+                    for part in parts:
+                        shape = list(part.shape)
+                        shape[axis] = len(X)
+                        whole.append(part.new_empty(shape))
+                for out, part in zip(whole, parts, strict=True):
+                    out.narrow(axis, start, len(chunk)).copy_(part)
+                start += len(chunk)
+        return whole
 
     def _latent_mean(self, X: Tensor) -> Tensor:
-        return torch.cat(self._map_rows(X, self.posterior_.mean), dim=-1)
+        return self._map_rows(X, lambda chunk: (self.posterior_.mean(chunk),))[0]
 
     def _latent_marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        parts = self._map_rows(X, self.posterior_.marginals)
-        return torch.cat([m for m, _ in parts], -1), torch.cat([v for _, v in parts], -1)
+        mean, variance = self._map_rows(X, self.posterior_.marginals)
+        return mean, variance
 
     def _loo_marginals(self) -> tuple[Tensor, Tensor]:
         """Return cavity means and variances of f per canonical row: one replicate of its site removed."""

@@ -221,7 +221,7 @@ class GPClassifier(ClassifierMixin, BaseGP):
         return container.wrap(self._proba(X))
 
     def _proba(self, X: Tensor) -> Tensor:
-        return torch.cat(self._map_rows(X, lambda chunk: self._probabilities(*self.posterior_.marginals(chunk))), 0)
+        return self._map_rows(X, lambda chunk: (self._probabilities(*self.posterior_.marginals(chunk)),), axis=0)[0]
 
     def predict_log_proba(self, X: Any) -> Any:
         """Return the logarithm of `predict_proba`, (n, n_classes)."""

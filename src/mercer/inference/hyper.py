@@ -211,8 +211,8 @@ class Evidence:
         """
         settled = max(settled, self.model.likelihood.sampling_error * float(self.data.weight.sum()))
         best = Learned(np.array(start), -np.inf)
-        if steps is None:  # the objective is a sum over rows, and so is its curvature
-            steps = np.eye(len(start)) * self.data.n_rows**-0.5
+        if steps is None:  # the objective is a sum over replicates, and so is its curvature
+            steps = np.eye(len(start)) * max(1.0, float(self.data.weight.sum())) ** -0.5
         low, high = self.vector.bounds.T
         start = np.clip(start, low, high)
         scale = np.diag(steps)

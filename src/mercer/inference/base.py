@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mercer._typing import Data, Info, Sites
+from mercer.linalg.threads import lapack_first
 
 if TYPE_CHECKING:
     from mercer.model import Model
@@ -94,11 +95,12 @@ def run(model: Model, plan: Any, data: Data, sites: Sites | None = None) -> Infe
         ``converged`` is False when ``policy.max_inner`` steps were not enough; never silent, the fit report
         repeats it.
     """
-    state = model.engine.init(model, plan, data, sites)
     notes: dict[str, None] = {}
-    for n_steps in range(1, model.policy.max_inner + 1):
-        state, info = model.engine.step(model, plan, state, data)
-        notes.update(dict.fromkeys(info.get("notes", ())))
-        if info["converged"] or info.get("stalled", False):
-            return Inference(state, n_steps, bool(info["converged"]), tuple(notes))
+    with lapack_first(data.n_rows, data.X.device):
+        state = model.engine.init(model, plan, data, sites)
+        for n_steps in range(1, model.policy.max_inner + 1):
+            state, info = model.engine.step(model, plan, state, data)
+            notes.update(dict.fromkeys(info.get("notes", ())))
+            if info["converged"] or info.get("stalled", False):
+                return Inference(state, n_steps, bool(info["converged"]), tuple(notes))
     return Inference(state, model.policy.max_inner, False, tuple(notes))

@@ -20,6 +20,7 @@ from mercer._typing import Data, Hyperparameter, Sites
 from mercer.inference.base import run
 from mercer.kernels.hyperparameters import hyperparameters
 from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.linalg.threads import lapack_first
 
 if TYPE_CHECKING:
     from mercer.model import Model
@@ -175,6 +176,10 @@ class Evidence:
         NotPositiveDefiniteError
             A factorisation failed at this θ.
         """
+        with lapack_first(self.data.n_rows, self.data.X.device):
+            return self._evaluate(theta, gradient)
+
+    def _evaluate(self, theta: np.ndarray, gradient: bool) -> tuple[float, np.ndarray]:
         self.vector.write(theta)
         self.n_evaluations += 1
         inference = run(self.model, self.plan, self.data, self.sites)

@@ -10,6 +10,7 @@ is described by the residual r and the matrix M of
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -60,14 +61,18 @@ class SiteFactor(NamedTuple):
     def variance_at_sites(self, K: Tensor, precision: Tensor) -> Tensor:
         """Return diag(K − K M K), (*b, n), from n³/3 operations and one n × n buffer.
 
-        It is (1 − [B⁻¹]ᵢᵢ)/λ2ᵢ, before the downdate, wherever λ2 says enough.
+        It is (1 − [B⁻¹]ᵢᵢ)/λ2ᵢ, before the downdate, wherever λ2 says enough; elsewhere a row is like a test row.
         """
-        variance, uninformed = _variance(K, precision, inverse_diagonal(self.chol))
-        if len(uninformed) and bool(self.root.any()):
-            T = torch.linalg.solve_triangular(self.chol, self.root.unsqueeze(-1) * K[..., uninformed], upper=False)
-            variance[..., uninformed] = K.diagonal(dim1=-2, dim2=-1)[..., uninformed] - T.square().sum(-2)
-        elif len(uninformed):
-            variance[..., uninformed] = K.diagonal(dim1=-2, dim2=-1)[..., uninformed]
+        batch = self.chol.shape[:-2]
+        if not bool(self.root.any()):
+            variance = K.diagonal(dim1=-2, dim2=-1).expand(*batch, -1).clone()
+        else:
+            variance, unseen = _variance(K, precision, inverse_diagonal(self.chol))
+            root, K = self.root.expand(*batch, -1), K.expand(*batch, -1, -1)
+            for latent, rows in unseen:
+                columns = root[latent].unsqueeze(-1) * K[latent][:, rows]
+                T = torch.linalg.solve_triangular(self.chol[latent], columns, upper=False)
+                variance[latent][rows] = K[latent].diagonal()[rows] - T.square().sum(-2)
         if self.downdate is not None:
             variance = variance + (self.downdate.mT @ K).square().sum(-2)
         return variance
@@ -136,11 +141,16 @@ def _site_matrix(K: Tensor, root: Tensor) -> Tensor:
     return B
 
 
-def _variance(K: Tensor, precision: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (1 − kept)/λ2 with kept = diag(B⁻¹), and the rows where λ2 says too little for that difference."""
+def _variance(K: Tensor, precision: Tensor, kept: Tensor) -> tuple[Tensor, list[tuple[tuple[int, ...], Tensor]]]:
+    """Return (1 − kept)/λ2 with kept = diag(B⁻¹), and the rows where λ2 says too little for that difference.
+
+    The rows are listed per batch element, because latents differ in what they hardly see.
+    """
     too_small = precision * K.diagonal(dim1=-2, dim2=-1) < torch.finfo(K.dtype).eps ** 0.375
     variance = (1.0 - kept) / precision.masked_fill(too_small, 1.0)
-    return variance, too_small.reshape(-1, K.shape[-1]).any(0).nonzero().squeeze(-1)
+    too_small = too_small.expand_as(variance)
+    latents = itertools.product(*map(range, variance.shape[:-1])) if bool(too_small.any()) else ()
+    return variance, [(latent, too_small[latent].nonzero().squeeze(-1)) for latent in latents]
 
 
 def _downdate(
@@ -183,15 +193,15 @@ class ConditionOnSites(torch.autograd.Function):
         M.mul_(factor.root.unsqueeze(-1)).mul_(factor.root.unsqueeze(-2))
         if factor.downdate is not None:
             M = M - factor.downdate @ factor.downdate.mT
-        prior = K.diagonal(dim1=-2, dim2=-1)
         KM = K @ M if variance or factor.downdate is not None else None
         if KM is not None:
-            v = prior - (KM * K).sum(-1)
+            v = K.diagonal(dim1=-2, dim2=-1) - (KM * K).sum(-1)
         else:
-            v, uninformed = _variance(K, precision, kept)
-            if len(uninformed):
-                rows = K[..., uninformed, :]
-                v[..., uninformed] = prior[..., uninformed] - ((rows @ M) * rows).sum(-1)
+            v, unseen = _variance(K, precision, kept)
+            each_K = K.expand_as(M)
+            for latent, rows in unseen:
+                crossed = each_K[latent][rows]
+                v[latent][rows] = each_K[latent].diagonal()[rows] - ((crossed @ M[latent]) * crossed).sum(-1)
         residual = factor.residual
         # all that the adjoint needs of K are products with vectors, which M gives too when every λ2 > 0
         ctx.shape = K.shape

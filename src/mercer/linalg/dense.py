@@ -8,18 +8,14 @@ matrices: a matrix is worth a call, and one n × n buffer serves them all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 
 import numpy as np
 import torch
 from scipy.linalg import get_lapack_funcs
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-# SciPy's threads and torch's wait for work by spinning, and slow each other down for about 20 ms after every change
-# from one to the other, and far more on a busy machine; less work than this (n³) stays on one thread of SciPy's
-_THREADED_WORK = 2e10
+from mercer.linalg.threads import lapack_threads
+
 _MIRROR_ROWS = 256  # rows of a block that is copied across the diagonal; both sides then fit in a cache
 
 
@@ -42,7 +38,7 @@ def factor_(A: Tensor) -> tuple[Tensor, bool]:
         L, info = torch.linalg.cholesky_ex(A)
         return L, not bool(info.any())
     (potrf,) = get_lapack_funcs(("potrf",), dtype=_numpy_dtype(A))
-    with _threads(A):
+    with lapack_threads(A.shape[-1]):
         for matrix in _fortran(A):
             # a NaN passes LAPACK's test of the pivots, and ends up on the diagonal
             _, info = potrf(matrix, lower=0, clean=1, overwrite_a=1)
@@ -68,7 +64,7 @@ def solve_factored(L: Tensor, rhs: Tensor) -> Tensor:
     out = rhs.expand(*batch, rhs.shape[-1]).clone(memory_format=torch.contiguous_format)
     matrices = L if shared else L.expand(*batch, *L.shape[-2:])
     groups = out.reshape(1, -1, out.shape[-1]) if shared else out.reshape(-1, 1, out.shape[-1])
-    with _threads(None):
+    with lapack_threads(1):
         for matrix, rows in zip(_fortran(matrices), groups.numpy(), strict=True):
             potrs(matrix, rows.T, lower=0, overwrite_b=1)
     return out
@@ -79,7 +75,7 @@ def inverse_(L: Tensor) -> Tensor:
     if L.device.type != "cpu":
         return torch.cholesky_inverse(L)
     (potri,) = get_lapack_funcs(("potri",), dtype=_numpy_dtype(L))
-    with _threads(L):
+    with lapack_threads(L.shape[-1]):
         for matrix in _fortran(L):
             potri(matrix, lower=0, overwrite_c=1)
     n = L.shape[-1]
@@ -100,7 +96,7 @@ def inverse_diagonal(L: Tensor) -> Tensor:
     (trtri,) = get_lapack_funcs(("trtri",), dtype=_numpy_dtype(L))
     out = L.new_empty(L.shape[:-1])
     buffer = torch.empty(n, n, dtype=L.dtype)
-    with _threads(L):
+    with lapack_threads(L.shape[-1]):
         for matrix, diagonal in zip(L.reshape(-1, n, n), out.view(-1, n), strict=True):
             buffer.copy_(matrix)
             trtri(buffer.numpy().T, lower=0, overwrite_c=1)
@@ -113,17 +109,6 @@ def _fortran(A: Tensor) -> Iterator[np.ndarray]:
     n = A.shape[-1]
     for matrix in A.detach().reshape(-1, n, n).numpy():
         yield matrix.T
-
-
-def _threads(A: Tensor | None) -> AbstractContextManager:
-    """Keep LAPACK to one thread unless the matrices A (*b, n, n) are large and torch may use more."""
-    worth = A is not None and A.shape[-1] ** 3 >= _THREADED_WORK and torch.get_num_threads() > 1
-    return nullcontext() if worth else _blas().limit(limits=1, user_api="blas")
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def _numpy_dtype(A: Tensor) -> type[np.floating]:

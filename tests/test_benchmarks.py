@@ -66,10 +66,13 @@ def test_classify_script(data):
     assert set(values) == {
         "banana_speedup",
         "banana_logloss_gap",
+        "banana_speedup_default",
+        "banana_logloss_gap_default",
         "digits_error",
         "digits_logloss",
         "digits_seconds",
     }
+    assert abs(values["banana_logloss_gap"]) < 0.1  # the same model and approximation
     assert values["digits_error"] < 0.5
 
 

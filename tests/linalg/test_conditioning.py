@@ -190,6 +190,32 @@ def test_mixed_magnitudes_keep_every_site():
     torch.testing.assert_close(logdet, precision.log1p().sum(), rtol=1e-12, atol=0)
 
 
+def test_each_latent_solves_for_the_rows_that_it_hardly_sees_itself():
+    """Seen, hardly seen and unseen rows differ between latents; every variance keeps its digits."""
+    K, linear = covariance(N), normal(3, N, seed=1)
+    precision = normal(3, N, seed=2).square() + 0.1
+    precision[0, 1], precision[1, 2:4], precision[2, 0] = 1e-9, 1e-20, 0.0
+    expected = torch.stack([dense(K, *site)[1].diagonal() for site in zip(linear, precision, strict=True)])
+    close(factor_sites(K, linear, precision, POLICY).variance_at_sites(K, precision), expected, rtol=1e-9)
+    close(ConditionOnSites.apply(K, linear, precision, POLICY, False)[2], expected, rtol=1e-9)
+    stacked = torch.stack([K, 2.0 * K, 3.0 * K])  # and a kernel for each
+    expected = torch.stack([dense(*each)[1].diagonal() for each in zip(stacked, linear, precision, strict=True)])
+    found = factor_sites(stacked, linear, precision, POLICY).variance_at_sites(stacked, precision)
+    close(found, expected, rtol=1e-9)
+
+
+def test_a_factor_found_before_is_used_and_left_alone():
+    K, linear, precision = CASES["one latent"]
+    factor = factor_sites(K, linear, precision, POLICY)
+    kept = [factor.chol.clone(), factor.residual.clone(), factor.logdet.clone()]
+    inputs = K.clone().requires_grad_(), linear, precision, POLICY, False
+    fresh, reused = ConditionOnSites.apply(*inputs), ConditionOnSites.apply(*inputs, factor)
+    for one, other in zip(fresh, reused, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(kept, (factor.chol, factor.residual, factor.logdet), strict=True):
+        assert torch.equal(one, other) and not other.requires_grad
+
+
 def test_duplicate_rows_need_no_jitter():
     K = covariance(N)[:, [0, 0, 1, 1, 2, 2]][[0, 0, 1, 1, 2, 2]]
     linear, precision = normal(N, seed=1), normal(N, seed=2).square() + 0.1

@@ -84,9 +84,10 @@ class ExactPosterior:
 
     @property
     def K(self) -> Tensor:
-        """Gram matrix of the training rows, units of f²."""
+        """Gram matrix of the training rows, units of f²; differentiable, so that the sites and the evidence share it."""
         if self._K is None:
-            self._K = gram(self.prior.kernel, self.plan.X, policy=self.plan.policy)
+            with torch.enable_grad():
+                self._K = gram(self.prior.kernel, self.plan.X, policy=self.plan.policy)
         return self._K
 
     @cached_property
@@ -103,7 +104,9 @@ class ExactPosterior:
     # ---- evidence and marginals at the data: differentiable in the hyperparameters
 
     def _conditioned(self, variance: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return ConditionOnSites.apply(self.K, self.sites.linear, self.sites.precision, self.plan.policy, variance)
+        found = self.__dict__.get("factor")
+        sites = self.sites
+        return ConditionOnSites.apply(self.K, sites.linear, sites.precision, self.plan.policy, variance, found)
 
     def log_evidence(self) -> Tensor:
         """Return log ∫ p(g) ∏ exp(−½ λ2 (λ1/λ2 − g)²) dg per batch element, in nats.

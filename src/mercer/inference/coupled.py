@@ -16,7 +16,7 @@ from torch import Tensor
 from mercer._typing import Sites
 
 _ITERATIONS = 24
-_CHECK_EVERY = 8  # looking at the residual stops a GPU
+_CHECK_EVERY = 4  # looking at the residual stops a GPU
 _TOLERANCE = 1e-2  # relative; the step is one of several
 
 

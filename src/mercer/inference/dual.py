@@ -89,7 +89,7 @@ class Dual:
             return state, {"converged": small, "stalled": True, "change": 0.0, "residual": residual}
         change = abs(accepted.value - state.value)
         return accepted, {
-            "converged": (change < tol * n_eff and residual < 1e-2) or residual < tol**0.5,
+            "converged": (change < tol * n_eff and residual < max(1e-2, 10 * tol**0.5)) or residual < tol**0.5,
             "change": change,
             "residual": residual,
             "halvings": halvings,
@@ -151,8 +151,7 @@ class Dual:
         if not torch.is_grad_enabled():
             return data.X.new_tensor(value)
         data_term = (data.weight * expected_log_prob(model, data, m, v).value).sum()
-        posterior = model.family.condition(model.prior, plan, state.sites)
-        return envelope(model, posterior, data, value, data_term)
+        return envelope(model, state.posterior, data, value, data_term)
 
 
 @torch.no_grad()

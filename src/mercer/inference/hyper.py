@@ -31,8 +31,10 @@ _SUBSET_ROWS = 200  # no stage is smaller
 # an iteration that gains less (nats) ends the search; a subset says only where to start the next stage
 _SETTLED = 1e-2
 _SETTLED_SUBSET = 1e-1
-_INNER_TOL = 1e-7  # nats per row
-_MAX_INNER = 60
+# sites stop at this share of what ends the search; an approximation has its value at the fixed point only
+_INNER_SHARE = 0.1
+_INNER_TOL = 1e-7
+_MAX_INNER = 25
 _STEP_SCALES = (1e-2, 1.0)
 _CAUTION = 0.3  # how much of the step that L-BFGS-B's idea of the curvature suggests is taken first
 _FEW = 20  # so many hyperparameters are worth differences of the gradient for their curvature
@@ -149,16 +151,22 @@ class Learned:
 
 
 class Evidence:
-    """The engine's log evidence as a function of θ: ``(value, gradient)``, with warm-started sites."""
+    """The engine's log evidence as a function of θ: ``(value, gradient)``, with warm-started sites.
 
-    def __init__(self, model: Model, plan: Any, data: Data, with_priors: bool = True, loose: bool = False):
-        # for learning θ, sites need not converge beyond what ends the search or what a sampled objective is known to
+    ``settled`` are the nats that a search for θ leaves open, or those that a sampled objective is known to if they
+    are more. Sites then converge no further than such a search can tell. By default they converge fully.
+    """
+
+    def __init__(self, model: Model, plan: Any, data: Data, with_priors: bool = True, settled: float = 0.0):
         policy = model.policy
-        if loose:
-            tol = max(policy.tol, _INNER_TOL, 1e-2 * model.likelihood.sampling_error)
-            policy = replace(policy, tol=tol)
+        n_rows = float(data.weight.sum())
+        self.settled = max(settled, model.likelihood.sampling_error * n_rows)
+        if settled:
+            share = _INNER_TOL
             if model.engine.evidence == "lower bound":  # which holds at any sites, so a bad θ is seen early
+                share = _INNER_SHARE * self.settled / max(1.0, n_rows)
                 policy = replace(policy, max_inner=min(policy.max_inner, _MAX_INNER))
+            policy = replace(policy, tol=max(policy.tol, share))
         self.model = replace(model, policy=policy)
         self.plan, self.data, self.with_priors = plan, data, with_priors
         self.vector = ThetaVector(model)
@@ -207,14 +215,12 @@ class Evidence:
         max_iter: int,
         on_iteration: Callable[[int, float], None] | None = None,
         steps: np.ndarray | None = None,
-        settled: float = _SETTLED,
     ) -> Learned:
         """Climb from ``start`` by L-BFGS-B, remembering the best point and why evaluations failed.
 
         The search runs in z with θ = start + steps z, ``steps`` (k, k). It ends when an iteration gains less than
-        ``settled`` nats, or less than a sampled objective is known to, and the slope promises no more.
+        ``settled`` nats and the slope promises no more.
         """
-        settled = max(settled, self.model.likelihood.sampling_error * float(self.data.weight.sum()))
         best = Learned(np.array(start), -np.inf)
         if steps is None:  # the objective is a sum over replicates, and so is its curvature
             steps = np.eye(len(start)) * max(1.0, float(self.data.weight.sum())) ** -0.5
@@ -253,7 +259,7 @@ class Evidence:
                 on_iteration(best.n_iter, latest["value"])
             # a Newton step would gain half the slope where the curvature was measured; where it was not, the last
             # gain has to agree, and the first steps are too cautious to say
-            if 0.5 * latest["slope"] < settled and (not aligned or (gain < settled and best.n_iter > 2)):
+            if 0.5 * latest["slope"] < self.settled and (not aligned or (gain < self.settled and best.n_iter > 2)):
                 best.message = f"the evidence settled: the last iteration gained {gain:.1g} nats"
                 raise StopIteration
 
@@ -337,13 +343,13 @@ def learn(
     steps: np.ndarray | None = None
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
         final = following is None
-        evidence = Evidence(model, model.family.plan(model.prior, stage.X, model.policy), stage, loose=True)
+        plan = model.family.plan(model.prior, stage.X, model.policy)
+        evidence = Evidence(model, plan, stage, settled=_SETTLED if final else _SETTLED_SUBSET)
         outcomes: list[Learned] = []
         for theta in starts:
             evidence.sites = sites
-            settled = _SETTLED if final else _SETTLED_SUBSET
             try:
-                outcomes.append(evidence.maximise(theta, max_iter, on_iteration if final else None, steps, settled))
+                outcomes.append(evidence.maximise(theta, max_iter, on_iteration if final else None, steps))
             except (NotPositiveDefiniteError, FloatingPointError) as failure:
                 notes.append(f"a start was given up: {failure}")
                 reason = failure
@@ -365,7 +371,8 @@ def learn(
             # the first start is there in case the optimum of the subset cannot be factored on more rows
             starts = [best.theta, first]
             sites = _carried_sites(evidence, best, following)
-            steps = _next_steps(evidence, best, steps, 4 * stage.n_rows <= data.n_rows)
+            # small differences need sites that have converged
+            steps = _next_steps(Evidence(model, plan, stage), best, steps, 4 * stage.n_rows <= data.n_rows)
             if steps is not None:  # curvature grows with the number of rows
                 steps = steps * (stage.n_rows / following.n_rows) ** 0.5
     vector.write(best.theta)

@@ -114,7 +114,7 @@ class Laplace:
         if not torch.is_grad_enabled():
             return local.sum() + state.posterior.with_sites(sites).log_normaliser()[0].sum()
         slope = 0.5 * data.weight * state.posterior.variance_at_data * expansion.d3.detach()
-        log_normaliser, newton = model.family.condition(model.prior, plan, sites).log_normaliser()
+        log_normaliser, newton = state.posterior.with_sites(sites).log_normaliser()
         implicit = (slope * newton).sum()
         return local.sum() + log_normaliser.sum() + (implicit - implicit.detach())
 

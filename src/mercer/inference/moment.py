@@ -169,8 +169,7 @@ class PowerEP:
             cavity = _cavity(state.sites, m, v, data.weight, power)
         log_tilted = self._log_tilted(model, data, cavity.mean, cavity.variance, power)
         data_term = (data.weight / power * log_tilted.where(cavity.proper, 0.0 * log_tilted)).sum()
-        posterior = model.family.condition(model.prior, plan, state.sites)
-        return envelope(model, posterior, data, state.value, data_term)
+        return envelope(model, state.posterior, data, state.value, data_term)
 
 
 def _cavity(sites: Sites, m: Tensor, v: Tensor, weight: Tensor, power: Tensor) -> _Cavity:

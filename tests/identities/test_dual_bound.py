@@ -6,8 +6,8 @@ import torch
 from toys import gram_matrix, problem
 
 from mercer.inference import Conjugate, run
-from mercer.inference.hyper import ThetaVector
 from mercer.inference.objective import evidence_lower_bound, expected_log_prob
+from mercer.inference.theta import ThetaVector
 
 NAMES = ["probit", "poisson", "student_t", "negative_binomial"]
 

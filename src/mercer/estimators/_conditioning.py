@@ -13,7 +13,7 @@ from mercer._typing import Sites
 from mercer.estimators._rows import Rows, Units, make_data
 from mercer.families.base import Prior
 from mercer.inference.base import Inference, run
-from mercer.inference.hyper import ThetaVector
+from mercer.inference.theta import ThetaVector
 from mercer.kernels import rescale
 from mercer.model import Model
 from mercer.policy import NumericalPolicy

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mercer.estimators._report import Finding
-from mercer.inference.hyper import at_bounds
+from mercer.inference.theta import at_bounds
 
 if TYPE_CHECKING:
     from mercer.estimators._base import BaseGP

@@ -84,7 +84,7 @@ class ExactPosterior:
 
     @property
     def K(self) -> Tensor:
-        """Gram matrix of the training rows, units of f²; differentiable, so that the sites and the evidence share it."""
+        """Gram matrix of the training rows, units of f²; differentiable, so that sites and evidence share it."""
         if self._K is None:
             with torch.enable_grad():
                 self._K = gram(self.prior.kernel, self.plan.X, policy=self.plan.policy)

@@ -77,7 +77,7 @@ class Likelihood(nn.Module):
     conjugate: bool = False
     #: how well α and β agree with the derivatives of ``value``, in nats per row
     resolution: float = 0.0
-    #: standard error of ``value`` where it is an average over draws, in nats per row
+    #: standard error of differences of ``value`` between hyperparameters where it averages over draws, in nats per row
     sampling_error: float = 0.0
     support: str = "real"
     side_names: tuple[str, ...] = ()

@@ -148,7 +148,7 @@ class Softmax(Likelihood):
 
     support = "classes"
     resolution = 1e-5
-    # half of the spread between sets of 128 draws, which all rows share
+    # what sets of 128 draws, which all rows share, disagree by on differences between θ (sd; on the level, 4e-3)
     sampling_error = 1e-3
 
     def __init__(self, n_classes: int, n_draws: int = 128) -> None:

@@ -106,7 +106,9 @@ class ExactPosterior:
     def _conditioned(self, variance: bool) -> tuple[Tensor, Tensor, Tensor]:
         found = self.__dict__.get("factor")
         sites = self.sites
-        return ConditionOnSites.apply(self.K, sites.linear, sites.precision, self.plan.policy, variance, found)
+        out = ConditionOnSites.apply(self.K, sites.linear, sites.precision, self.plan.policy, variance, found)
+        self.__dict__.setdefault("variance_at_data", out[2].detach().clamp_min(0.0))  # a by-product
+        return out
 
     def log_evidence(self) -> Tensor:
         """Return log ∫ p(g) ∏ exp(−½ λ2 (λ1/λ2 − g)²) dg per batch element, in nats.

@@ -113,8 +113,9 @@ class Laplace:
         local = data.weight * (expansion.value - expansion.d1 * g) - 0.5 * sites.precision * g.square()
         if not torch.is_grad_enabled():
             return local.sum() + state.posterior.with_sites(sites).log_normaliser()[0].sum()
-        slope = 0.5 * data.weight * state.posterior.variance_at_data * expansion.d3.detach()
-        log_normaliser, newton = state.posterior.with_sites(sites).log_normaliser()
+        posterior = state.posterior.with_sites(sites)
+        log_normaliser, newton = posterior.log_normaliser()
+        slope = 0.5 * data.weight * posterior.variance_at_data * expansion.d3.detach()
         implicit = (slope * newton).sum()
         return local.sum() + log_normaliser.sum() + (implicit - implicit.detach())
 

@@ -182,3 +182,95 @@ def earlier_nearest(X: np.ndarray, rows: np.ndarray, m: int) -> np.ndarray:
                 at -= 1
             best[at], found[r, at] = total, j
     return found
+
+
+# ---- sparse inverse Cholesky factors: column i of U is row i of ``val``, at the rows ``columns[i]``, i itself last
+
+
+@_parallel
+def sic_map(columns: np.ndarray, val: np.ndarray, x: np.ndarray, inverse: bool, transposed: bool) -> np.ndarray:
+    """Return U x, Uᵀ x, U⁻¹ x or U⁻ᵀ x for each row of x (B, n).
+
+    ``columns`` (n, w) is padded with −1; ``val`` is (B, n, w), or (1, n, w) for one factor that all rows share.
+    """
+    n_rhs, n = x.shape
+    last = columns.shape[1] - 1
+    out = x.copy() if inverse else np.zeros_like(x)
+    for b in prange(n_rhs):
+        factor = val[b] if len(val) > 1 else val[0]
+        if transposed:
+            for i in range(n):
+                total = 0.0
+                for k in range(last):
+                    if columns[i, k] >= 0:
+                        total += factor[i, k] * (out[b, columns[i, k]] if inverse else x[b, columns[i, k]])
+                if inverse:
+                    out[b, i] = (out[b, i] - total) / factor[i, last]
+                else:
+                    out[b, i] = total + factor[i, last] * x[b, i]
+        else:
+            for step in range(n):
+                i = n - 1 - step
+                if inverse:
+                    out[b, i] /= factor[i, last]
+                value = -out[b, i] if inverse else x[b, i]
+                for k in range(last):
+                    if columns[i, k] >= 0:
+                        out[b, columns[i, k]] += factor[i, k] * value
+                if not inverse:
+                    out[b, i] += factor[i, last] * x[b, i]
+    return out
+
+
+@_compiled
+def _position(row: np.ndarray, j: int) -> int:
+    """Return where j stands in a row of ascending indices, or −1."""
+    at = np.searchsorted(row, j)
+    return int(at) if at < len(row) and row[at] == j else -1
+
+
+@_compiled
+def sic_precision(columns: np.ndarray, val: np.ndarray) -> np.ndarray:
+    """Return the entries of U Uᵀ on the pattern, (n, w): [i, k] is the entry at (columns[i, k], i)."""
+    n, w = columns.shape
+    out = np.zeros((n, w))
+    for k in range(n):
+        for b in range(w):
+            j = columns[k, b]
+            if j < 0:
+                continue
+            for a in range(b + 1):
+                if columns[k, a] >= 0:
+                    at = _position(columns[j], columns[k, a])
+                    if at >= 0:
+                        out[j, at] += val[k, a] * val[k, b]
+    return out
+
+
+@_compiled
+def incomplete_cholesky(columns: np.ndarray, entries: np.ndarray, smallest: float) -> tuple[np.ndarray, int]:
+    """Factor a matrix given on the pattern, last column first, dropping what falls outside; see `sic_precision`.
+
+    Returns V and −1, or what there is and the column whose pivot is not above ``smallest`` times its diagonal.
+    """
+    n, w = columns.shape
+    out = entries.copy()
+    for step in range(n):
+        k = n - 1 - step
+        pivot = out[k, w - 1]
+        if not pivot > smallest * entries[k, w - 1]:
+            return out, k
+        root = np.sqrt(pivot)
+        out[k, w - 1] = root
+        for a in range(w - 1):
+            out[k, a] /= root
+        for b in range(w - 1):
+            j = columns[k, b]
+            if j < 0:
+                continue
+            for a in range(b + 1):
+                if columns[k, a] >= 0:
+                    at = _position(columns[j], columns[k, a])
+                    if at >= 0:
+                        out[j, at] -= out[k, a] * out[k, b]
+    return out, -1

@@ -113,7 +113,8 @@ def test_memory_grows_with_rows_latents_and_precision():
 
     assert needed(2000, Gaussian()) == 4 * needed(1000, Gaussian())
     assert needed(1000, Softmax(5)) == 5 * needed(1000, Gaussian())
-    assert needed(1000, Gaussian(), torch.float32) == needed(1000, Gaussian()) // 2
+    # learning in float32 takes half, but the posterior is in float64 all the same
+    assert needed(1000, Gaussian(), torch.float32) == needed(1000, Gaussian()) * 3 // 4
     assert needed(1000, Gaussian()) >= 1000**2 * 8
 
 

@@ -24,6 +24,7 @@ from mercer.model import Model
 from mercer.policy import NumericalPolicy
 
 _EXACT_MATRICES = 4  # n × n matrices alive at the peak of one evidence-and-gradient evaluation
+_FINAL_MATRICES = 3  # and at the peak of conditioning, which is in float64 whatever the policy
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Problem:
     def exact_bytes(self) -> int:
         """Peak memory of the exact family, in bytes."""
         itemsize = torch.finfo(self.policy.dtype).bits // 8
-        return _EXACT_MATRICES * self.likelihood.n_latents * self.n_rows**2 * itemsize
+        per_pair = max(_EXACT_MATRICES * itemsize, _FINAL_MATRICES * 8)
+        return per_pair * self.likelihood.n_latents * self.n_rows**2
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,8 @@ class Writer:
             state = {name: item for name, item in vars(value).items() if name not in _MADE_BY_BASE}
             node |= self._module(value, where)
         else:
-            state = {k: v for k, v in value.__getstate__().items() if not k.startswith(_CALLBACK_STATE)}
+            held = value.__getstate__() or {}  # None of an object without state
+            state = {k: v for k, v in held.items() if not k.startswith(_CALLBACK_STATE)}
             state.pop("_sklearn_version", None)
         for name in state:
             if not _may_be_set(cls, name):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Exact:
     Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, chapters 2 and 3.
     """
 
-    name: str = "exact"
+    name: ClassVar[str] = "exact"
 
     def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> ExactPlan:
         """Keep the rows X, shape (n, d)."""

@@ -8,7 +8,7 @@ differentiable in the hyperparameters at a converged state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ class Engine(Protocol):
     a likelihood must offer ("conjugate", "single_latent", …); `mercer.resolve` checks it.
     """
 
-    name: str
-    evidence: str
+    name: ClassVar[str]
+    evidence: ClassVar[str]
 
     def init(self, model: Model, plan: Any, data: Data, sites: Sites | None = None) -> State:
         """Return the state at given sites (a warm start) or at the engine's own starting sites."""

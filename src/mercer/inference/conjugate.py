@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Conjugate:
     """Closed-form inference for a Gaussian likelihood; the objective is the exact log evidence."""
 
-    name: str = "conjugate"
-    evidence: str = "exact"
+    name: ClassVar[str] = "conjugate"
+    evidence: ClassVar[str] = "exact"
 
     def init(self, model: Model, plan: Any, data: Data, sites: Sites | None = None) -> State:
         """Condition on λ = (w (y − μ)/σ², w/σ²)."""

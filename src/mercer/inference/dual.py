@@ -9,7 +9,7 @@ few that Anderson's method predicts, under the same acceptance test.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ class Dual:
 
     step_size: float = 1.0
     memory: int = 5
-    name: str = "dual"
-    evidence: str = "lower bound"
+    name: ClassVar[str] = "dual"
+    evidence: ClassVar[str] = "lower bound"
 
     def init(self, model: Model, plan: Any, data: Data, sites: Sites | None = None) -> State:
         """Condition on warm-start sites, or on none."""

@@ -7,7 +7,7 @@ conditioning on them is one Newton step. The evidence is the integral of that ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ class Laplace:
     implicit function theorem.
     """
 
-    name: str = "laplace"
-    evidence: str = "approximation"
+    name: ClassVar[str] = "laplace"
+    evidence: ClassVar[str] = "approximation"
 
     def init(self, model: Model, plan: Any, data: Data, sites: Sites | None = None) -> State:
         """Start from the mean under warm-start sites, or from g = 0."""

@@ -8,7 +8,7 @@ the new site. Everything is written with 1 − τv and 1 + v₋s, never 1/v, so 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,8 +56,8 @@ class PowerEP:
     power: float = 1.0
     damping: float = 1.0
     memory: int = 5
-    name: str = "power_ep"
-    evidence: str = "approximation"
+    name: ClassVar[str] = "power_ep"
+    evidence: ClassVar[str] = "approximation"
 
     def __post_init__(self) -> None:
         for parameter in ("power", "damping"):

@@ -12,6 +12,8 @@ from linear_operator.operators import (
     MatmulLinearOperator,
 )
 
+from mercer.linalg.operators import SparsePrecisionOperator
+from mercer.linalg.sic import Pattern
 from mercer.testing import check_operator
 
 
@@ -22,6 +24,15 @@ def random(*shape):
 def covariance(*shape):
     A = random(*shape, shape[-1])
     return DenseLinearOperator(A @ A.mT + torch.eye(shape[-1], dtype=torch.float64))
+
+
+def sparse_precision(*shape):
+    """Rows of 3 neighbours, fewer at the start; the diagonal dominates, so that float32 keeps its digits."""
+    n = shape[-1]
+    pattern = Pattern(torch.tensor([[max(i - k, -1) for k in (1, 2, 4)] for i in range(n)]))
+    val = (0.3 * random(*shape, 4)).masked_fill(pattern.padding, 0.0)
+    val[..., -1] = 1.0 + val[..., -1].abs()
+    return SparsePrecisionOperator(val, pattern)
 
 
 # name: (operator, positive definite)
@@ -37,6 +48,8 @@ TABLE = {
         ),
         True,
     ),
+    "sparse inverse Cholesky": (sparse_precision(9), True),
+    "sparse inverse Cholesky, batch": (sparse_precision(2, 9), True),
     "rectangular product": (MatmulLinearOperator(random(5, 3), random(3, 4)), False),
 }
 

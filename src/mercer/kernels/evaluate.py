@@ -84,6 +84,31 @@ def diag(kernel: Kernel, X: Tensor) -> Tensor:
     return _diag(kernel, X)
 
 
+@torch.no_grad()
+def scaled_inputs(kernel: Kernel, X: Tensor) -> Tensor | None:
+    """Return inputs over lengthscales, in which the correlation falls with Euclidean distance alone.
+
+    Parameters
+    ----------
+    kernel : gpytorch Kernel
+        Any kernel expression.
+    X : (n, d)
+        Inputs, all columns.
+
+    Returns
+    -------
+    (n, d') tensor or None
+        Dimensionless; None where the kernel is not one (scaled) stationary leaf without batch dimensions.
+    """
+    X, _ = _select(kernel, X, None)
+    if type(kernel) is ScaleKernel:
+        return scaled_inputs(kernel.base_kernel, X)
+    if leaf_profile(kernel) is None or kernel.batch_shape:
+        return None
+    _check_columns(kernel, X)
+    return X / kernel.lengthscale.to(X)
+
+
 def leaf_profile(kernel: Kernel) -> str | None:
     """Return the row of ``PROFILES`` that describes a leaf, or None where it has no fused path.
 

@@ -1,0 +1,130 @@
+"""Vecchia's likelihood of noisy data against its definition and the dense evidence."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mercer.families.base import Prior
+from mercer.families.sic import plan_columns, response_log_likelihood
+from mercer.kernels import Linear, Matern32, gram
+from mercer.kernels.evaluate import scaled_inputs
+from mercer.policy import NumericalPolicy
+
+DTYPE = torch.float64
+POLICY = NumericalPolicy()
+N = 50
+
+
+def uniform(n=N, d=2, seed=0):
+    return torch.rand(n, d, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
+
+
+def normal(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
+
+
+def prior():
+    return Prior(Matern32([0.3, 0.6], outputscale=1.3))
+
+
+NOISE = 0.05 + 0.1 * uniform(N, 1, seed=3).squeeze(-1)
+
+
+def dense(prior, X, y, noise):
+    K = gram(prior.kernel, X) + noise.diag()
+    return torch.distributions.MultivariateNormal(torch.zeros(len(X), dtype=DTYPE), K).log_prob(y)
+
+
+def test_all_earlier_rows_give_the_exact_evidence():
+    X, y = uniform(), normal(3, N)
+    plan = plan_columns(prior(), X, POLICY, n_neighbors=N - 1)
+    found = response_log_likelihood(prior(), plan, y, NOISE)
+    torch.testing.assert_close(found, dense(prior(), X, y, NOISE), rtol=1e-8, atol=0)
+
+
+def test_it_is_the_product_of_vecchias_conditionals():
+    X, y, m = uniform(), normal(N), 5
+    plan = plan_columns(prior(), X, POLICY, n_neighbors=m)
+    K = (gram(prior().kernel, X) + NOISE.diag())[plan.order][:, plan.order]
+    ordered, total = y[plan.order], 0.0
+    Z = X[plan.order] / torch.tensor([0.3, 0.6], dtype=DTYPE)
+    for i in range(N):
+        near = (Z[:i] - Z[i]).square().sum(-1).argsort()[:m]
+        b = torch.linalg.solve(K[near][:, near], K[near, i]) if i else K.new_empty(0)
+        mean, variance = b @ ordered[near], K[i, i] - b @ K[near, i]
+        total += -0.5 * math.log(2 * math.pi * variance) - 0.5 * float((ordered[i] - mean) ** 2 / variance)
+    assert float(response_log_likelihood(prior(), plan, y, NOISE)) == pytest.approx(total, rel=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [4_000_000, 500])
+def test_gradients_equal_central_differences(chunk):
+    X, y, P = uniform(), normal(N), prior()
+    policy = NumericalPolicy(chunk_elements=chunk)
+    plan = plan_columns(P, X, policy, n_neighbors=8)
+    noise = NOISE.clone().requires_grad_()
+    response_log_likelihood(P, plan, y, noise).backward()
+    leaves = [P.kernel.raw_outputscale, P.kernel.base_kernel.raw_lengthscale, noise]
+    for leaf in leaves:
+        for index in range(min(leaf.numel(), 5)):
+            with torch.no_grad():
+                values = []
+                for step in (1e-5, -1e-5):
+                    leaf.view(-1)[index] += step
+                    values.append(float(response_log_likelihood(P, plan, y, noise)))
+                    leaf.view(-1)[index] -= step
+            slope = float(leaf.grad.view(-1)[index])
+            assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6, abs=1e-6)
+
+
+def test_disjoint_batches_of_rows_add_up():
+    X, y = uniform(), normal(N)
+    plan = plan_columns(prior(), X, POLICY, n_neighbors=8)
+    whole = response_log_likelihood(prior(), plan, y, NOISE)
+    parts = [response_log_likelihood(prior(), plan, y, NOISE, rows) for rows in torch.randperm(N).split(7)]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-10, atol=0)
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    X, y, shuffle = uniform(), normal(N), torch.randperm(N, generator=torch.Generator().manual_seed(2))
+    found = [
+        response_log_likelihood(prior(), plan_columns(prior(), X[rows], POLICY, 10), y[rows], NOISE[rows])
+        for rows in (torch.arange(N), shuffle)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-10, atol=0)
+
+
+def test_neighbours_are_near_in_lengthscales():
+    X = uniform(200, 2)
+    kernel = Matern32([10.0, 0.1])
+    torch.testing.assert_close(scaled_inputs(kernel, X), X / torch.tensor([10.0, 0.1], dtype=DTYPE), rtol=1e-12, atol=0)
+    plan = plan_columns(Prior(kernel), X, POLICY, n_neighbors=3)
+    away = (plan.X.unsqueeze(1) - plan.X[plan.pattern.columns[:, :-1].clamp_min(0)]).abs()[100:]
+    assert float(away[..., 1].mean()) < 0.2 * float(away[..., 0].mean())
+
+
+def test_a_kernel_without_scaled_inputs_orders_by_correlation():
+    kernel = Matern32(0.3, ard=False) + Linear(1.0, ard=False)
+    assert scaled_inputs(kernel, uniform()) is None
+    P, X, y = Prior(kernel), uniform(), normal(N)
+    plan = plan_columns(P, X, POLICY, n_neighbors=N - 1)
+    assert sorted(plan.order.tolist()) == list(range(N))
+    torch.testing.assert_close(response_log_likelihood(P, plan, y, NOISE), dense(P, X, y, NOISE), rtol=1e-8, atol=0)
+
+
+def test_the_ball_pattern_is_the_papers():
+    X = uniform(120, 2)
+    P = Prior(Matern32(0.3, ard=False))
+    plan = plan_columns(P, X, POLICY, n_neighbors=119, rho=1.5)
+    Z = (plan.X / 0.3).numpy()
+    for i in range(120):
+        inside = np.flatnonzero(((Z[:i] - Z[i]) ** 2).sum(1) <= (1.5 * float(plan.distance[i])) ** 2 * (1 + 1e-11))
+        kept = plan.pattern.columns[i, :-1]
+        assert np.array_equal(kept[kept >= 0].numpy(), inside)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"n_neighbors": 0}, "n_neighbors"), ({"rho": 0.5}, "rho")])
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plan_columns(prior(), uniform(), POLICY, **arguments)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mercer.families.base import Prior
-from mercer.families.sic import plan_columns, response_log_likelihood
+from mercer.families.sic import plan_columns, response_joint, response_log_likelihood, response_marginals
 from mercer.kernels import Linear, Matern32, gram
 from mercer.kernels.evaluate import scaled_inputs
 from mercer.policy import NumericalPolicy
@@ -122,6 +122,48 @@ def test_the_ball_pattern_is_the_papers():
         inside = np.flatnonzero(((Z[:i] - Z[i]) ** 2).sum(1) <= (1.5 * float(plan.distance[i])) ** 2 * (1 + 1e-11))
         kept = plan.pattern.columns[i, :-1]
         assert np.array_equal(kept[kept >= 0].numpy(), inside)
+
+
+def exact(prior, X, y, noise, X_new):
+    """Mean and covariance of f at X_new given noisy data, by dense algebra."""
+    K, cross = gram(prior.kernel, X) + noise.diag(), gram(prior.kernel, X_new, X)
+    weights = torch.linalg.solve(K, cross.mT).mT
+    return (weights @ y.unsqueeze(-1)).squeeze(-1), gram(prior.kernel, X_new) - weights @ cross.mT
+
+
+def test_predictions_from_all_data_are_exact():
+    P, X, y, X_new = prior(), uniform(), normal(2, N), uniform(9, 2, seed=7)
+    plan = plan_columns(P, X, POLICY, n_neighbors=5)
+    mean, covariance = exact(P, X, y, NOISE, X_new)
+    m, v = response_marginals(P, plan, y, NOISE, X_new, n_neighbors=N)
+    torch.testing.assert_close(m, mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(v, covariance.diagonal(), rtol=1e-8, atol=1e-8)
+    m, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=N + 9)
+    torch.testing.assert_close(m, mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(V, covariance, rtol=1e-8, atol=1e-8)
+
+
+def test_few_neighbours_condition_on_just_those():
+    P, X, y, X_new = prior(), uniform(), normal(N), uniform(6, 2, seed=7)
+    plan = plan_columns(P, X, NumericalPolicy(chunk_elements=100), n_neighbors=5)  # one row at a time
+    m, v = response_marginals(P, plan, y, NOISE, X_new, n_neighbors=7)
+    scale = torch.tensor([0.3, 0.6], dtype=DTYPE)
+    for i in range(6):
+        near = ((X - X_new[i]) / scale).square().sum(-1).argsort()[:7]
+        mean, covariance = exact(P, X[near], y[near], NOISE[near], X_new[i : i + 1])
+        torch.testing.assert_close(m[i : i + 1], mean, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(v[i : i + 1], covariance.diagonal(), rtol=1e-9, atol=1e-9)
+
+
+def test_joint_predictions_follow_neighbouring_new_rows():
+    """Two new rows side by side, far from most data, are nearly one value; their marginals stay close to exact."""
+    P, X, y = prior(), uniform(), normal(N)
+    X_new = torch.tensor([[0.5, 1.5], [0.5, 1.501], [0.2, 0.3]], dtype=DTYPE)
+    plan = plan_columns(P, X, POLICY, n_neighbors=5)
+    _, covariance = exact(P, X, y, NOISE, X_new)
+    _, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=25)
+    torch.testing.assert_close(V, covariance, rtol=0.05, atol=0.01)
+    assert torch.equal(V, V.mT) and float(V[0, 1]) > 0.99 * float(V[0, 0])
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"n_neighbors": 0}, "n_neighbors"), ({"rho": 0.5}, "rho")])

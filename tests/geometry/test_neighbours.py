@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mercer.geometry.neighbours import level_schedule, moved, nearest_earlier, within_radius
+from mercer.geometry.neighbours import level_schedule, moved, nearest, nearest_earlier, within_radius
 from mercer.geometry.ordering import maximin
 
 
@@ -52,6 +52,13 @@ def test_ties_and_copies_keep_to_earlier_rows(n, d, m, copies, seed):
         kept = found[i][found[i] >= 0]
         assert len(kept) == min(i, m) == len(set(kept)) and (kept < i).all()
         assert np.array_equal(np.sort(D[i, kept]), np.sort(D[i, :i])[: len(kept)])
+
+
+@pytest.mark.parametrize("m", [1, 4, 50])
+def test_nearest_rows_of_another_set_come_nearest_first(m):
+    X, X_new = (np.random.default_rng(seed).uniform(size=(n, 2)) for seed, n in ((0, 30), (1, 7)))
+    D = ((X_new[:, None] - X) ** 2).sum(-1)
+    assert np.array_equal(nearest(X, X_new, m), np.argsort(D, axis=1)[:, : min(m, 30)])
 
 
 @pytest.mark.parametrize(("rho", "d"), [(1.0, 2), (1.5, 1), (2.0, 3)])

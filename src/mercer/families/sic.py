@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mercer.families.base import Prior
-from mercer.geometry.neighbours import nearest_earlier, within_radius
+from mercer.geometry.neighbours import nearest, nearest_earlier, within_radius
 from mercer.geometry.ordering import maximin, maximin_by
 from mercer.kernels.evaluate import diag, gram, scaled_inputs
 from mercer.linalg.sic import Pattern, column_factors
@@ -77,9 +77,8 @@ def plan_columns(
 
         order, distance = maximin_by(squared_distance_from, n)
     else:
-        points = (X if scaled is None else scaled).double().cpu().numpy()
-        order, distance = maximin(points, np.random.default_rng(_SEED))
-    coordinates = (X if scaled is None else scaled).double().cpu().numpy()[order]
+        order, distance = maximin(_coordinates(prior, X), np.random.default_rng(_SEED))
+    coordinates = _coordinates(prior, X)[order]
     neighbours = (
         nearest_earlier(coordinates, min(n_neighbors, max(1, n - 1)))
         if rho is None
@@ -133,6 +132,98 @@ def response_log_likelihood(
 
         total = total + checkpoint(of_chunk, y, noise, use_reentrant=False)
     return total
+
+
+@torch.no_grad()
+def response_marginals(
+    prior: Prior, plan: SicPlan, y: Tensor, noise: Tensor, X_new: Tensor, n_neighbors: int = 60
+) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of the latent function at new rows, each given the nearest noisy data.
+
+    Parameters
+    ----------
+    prior, plan, y, noise
+        As in `response_log_likelihood`.
+    X_new : (q, d)
+    n_neighbors : int
+        How many data each new row is conditioned on.
+
+    Returns
+    -------
+    mean : (*b, q)
+        Without the prior mean.
+    variance : (q,)
+        Units of f².
+    """
+    data = _data_first(plan, y, noise, X_new[:0])
+    found = nearest(_coordinates(prior, plan.X), _coordinates(prior, X_new), n_neighbors)
+    near = torch.as_tensor(found, device=X_new.device)
+    means, variances = [], []
+    size = plan.policy.chunk_rows(4 * (near.shape[-1] + 1) ** 2)
+    for rows, columns in zip(X_new.split(size), near.split(size), strict=True):
+        given, own = data.X[columns], rows.unsqueeze(-2)
+        tiles = gram(prior.kernel, torch.cat([given, own], -2), policy=plan.policy)
+        tiles.diagonal(dim1=-2, dim2=-1)[:, :-1].add_(data.noise[columns])
+        u = column_factors(tiles, torch.zeros(tiles.shape[:-1], dtype=torch.bool, device=tiles.device))
+        means.append(-(u[:, :-1] * data.y[..., columns]).sum(-1) / u[:, -1])
+        variances.append(u[:, -1].reciprocal().square())
+    return torch.cat(means, -1), torch.cat(variances)
+
+
+@torch.no_grad()
+def response_joint(
+    prior: Prior, plan: SicPlan, y: Tensor, noise: Tensor, X_new: Tensor, n_neighbors: int = 60
+) -> tuple[Tensor, Tensor]:
+    """Return mean (*b, q) and covariance (q, q) of the latent function at new rows.
+
+    Each new row is given the nearest of the noisy data and of the new rows before it, so that the draws of one
+    sparse factor agree with one another. O(q m³ + q³) operations.
+    """
+    q, n = len(X_new), len(plan.X)
+    data = _data_first(plan, y, noise, X_new)
+    points = _coordinates(prior, data.X)
+    near = nearest(points[:n], points[n:], n_neighbors)
+    away = ((points[n:, None] - points[near]) ** 2).sum(-1)
+    among = ((points[n:, None] - points[None, n:]) ** 2).sum(-1)
+    among[np.triu_indices(q)] = np.inf  # a row sees only new rows before it
+    candidates = np.concatenate([near, np.broadcast_to(np.arange(n, n + q), (q, q))], 1)
+    away = np.concatenate([away, among], 1)
+    chosen = np.argsort(away, axis=1, kind="stable")[:, :n_neighbors]
+    picked = np.where(np.isinf(np.take_along_axis(away, chosen, 1)), -1, np.take_along_axis(candidates, chosen, 1))
+    columns = torch.as_tensor(np.concatenate([np.sort(picked), np.arange(n, n + q)[:, None]], 1), device=X_new.device)
+    index = columns.clamp_min(0)
+    tiles = gram(prior.kernel, data.X[index], policy=plan.policy) + torch.diag_embed(data.noise[index])
+    u = column_factors(tiles, columns < 0)
+    # U_** has the columns' entries at new rows, and pulls on the data by the others
+    of_new = columns >= n
+    U = u.new_zeros(q, q)
+    rows, places = of_new.nonzero(as_tuple=True)
+    U[columns[rows, places] - n, rows] = u[rows, places]
+    pull = -(u.masked_fill(of_new, 0.0) * data.y[..., index]).sum(-1)
+    mean = torch.linalg.solve_triangular(U.mT, pull.unsqueeze(-1), upper=False).squeeze(-1)
+    root = torch.linalg.solve_triangular(U, torch.eye(q, dtype=U.dtype, device=U.device), upper=True)
+    return mean, root.mT @ root
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Data in the plan's order with new rows behind them, which have neither noise nor targets."""
+
+    X: Tensor
+    y: Tensor
+    noise: Tensor
+
+
+def _data_first(plan: SicPlan, y: Tensor, noise: Tensor, X_new: Tensor) -> _Given:
+    noise = noise.expand(len(plan.X))[plan.order]
+    targets = torch.cat([y[..., plan.order], y.new_zeros(*y.shape[:-1], len(X_new))], -1)
+    return _Given(torch.cat([plan.X, X_new]), targets, torch.cat([noise, noise.new_zeros(len(X_new))]))
+
+
+def _coordinates(prior: Prior, X: Tensor) -> np.ndarray:
+    """Return inputs in lengthscales where the kernel has such, else as they are."""
+    scaled = scaled_inputs(prior.kernel, X)
+    return (X if scaled is None else scaled).double().cpu().numpy()
 
 
 def _chunks(plan: SicPlan, rows: Tensor | None) -> list[Tensor]:

@@ -67,3 +67,52 @@ def conjugate_gradients(
         step = torch.where(curvature > 0, size / curvature, 0.0)  # a member that is done stays where it is
         x, residual = x + step * direction, residual - step * image
     raise AssertionError("unreachable")
+
+
+@torch.no_grad()
+def quadratic_forms(
+    product: Callable[[Tensor], Tensor], probes: Tensor, function: Callable[[Tensor], Tensor], n_steps: int
+) -> Tensor:
+    """Return zᵀ f(A) z for each probe by Lanczos' quadrature; the mean over random probes estimates tr f(A).
+
+    Parameters
+    ----------
+    product : callable
+        z (*b, n) → A z, A symmetric.
+    probes : (*b, n)
+    function : callable
+        f, elementwise on eigenvalues.
+    n_steps : int
+        Nodes of the quadrature; exact once they exhaust the spectrum that a probe sees.
+
+    Returns
+    -------
+    (*b,)
+
+    References
+    ----------
+    Ubaru, Chen and Saad (2017), "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", section 3.
+    """
+    n = probes.shape[-1]
+    length = probes.norm(dim=-1, keepdim=True)
+    basis = [probes / length]
+    diagonal, beside = [], []
+    for _ in range(min(n_steps, n)):
+        image = product(basis[-1])
+        diagonal.append((image * basis[-1]).sum(-1))
+        # against all earlier vectors, twice: few steps, and orthogonality decides the accuracy
+        for vector in (*basis, *basis):
+            image = image - (image * vector).sum(-1, keepdim=True) * vector
+        size = image.norm(dim=-1, keepdim=True)
+        done = size <= 1e-10 * diagonal[-1].abs().unsqueeze(-1)  # an invariant space: what follows has no weight
+        beside.append(size.masked_fill(done, 0.0).squeeze(-1))
+        basis.append(torch.where(done, torch.zeros_like(image), image / size.masked_fill(done, 1.0)))
+    T = torch.diag_embed(torch.stack(diagonal, -1))
+    if len(diagonal) > 1:
+        off = torch.stack(beside[:-1], -1)
+        T = T + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    values, vectors = torch.linalg.eigh(T)
+    weights = vectors[..., 0, :].square()
+    # nodes behind an invariant space have weight zero and need not be in the domain of f
+    terms = torch.where(weights > 0, weights * function(values.where(weights > 1e-14, torch.ones_like(values))), 0.0)
+    return length.squeeze(-1).square() * terms.sum(-1)

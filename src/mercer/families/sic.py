@@ -130,7 +130,7 @@ def response_log_likelihood(
             white = (u * y[..., columns.clamp_min(0)]).sum(-1)
             return (u[:, -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(chunk)
 
-        total = total + checkpoint(of_chunk, y, noise, use_reentrant=False)
+        total = total + checkpoint(of_chunk, y, noise, use_reentrant=False, preserve_rng_state=False)
     return total
 
 

@@ -104,13 +104,41 @@ def test_neighbours_are_near_in_lengthscales():
     assert float(away[..., 1].mean()) < 0.2 * float(away[..., 0].mean())
 
 
-def test_a_kernel_without_scaled_inputs_orders_by_correlation():
-    kernel = Matern32(0.3, ard=False) + Linear(1.0, ard=False)
-    assert scaled_inputs(kernel, uniform()) is None
-    P, X, y = Prior(kernel), uniform(), normal(N)
-    plan = plan_columns(P, X, POLICY, n_neighbors=N - 1)
-    assert sorted(plan.order.tolist()) == list(range(N))
-    torch.testing.assert_close(response_log_likelihood(P, plan, y, NOISE), dense(P, X, y, NOISE), rtol=1e-8, atol=0)
+def unscaled():
+    return Prior(Matern32(0.3, ard=False) + Linear(1.0, ard=False))
+
+
+def test_a_kernel_without_scaled_inputs_goes_by_correlation():
+    P, X, y, X_new = unscaled(), uniform() - 0.3, normal(N), uniform(4, 2, seed=7)
+    assert scaled_inputs(P.kernel, X) is None
+    plan = plan_columns(P, X, NumericalPolicy(chunk_elements=700), n_neighbors=6)  # a few rows at a time
+    assert sorted(plan.order.tolist()) == list(range(N)) and plan.notes == ()
+    K = gram(P.kernel, plan.X)
+    away = 1 - (K / (K.diagonal() * K.diagonal().unsqueeze(-1)).sqrt()).abs()
+    for i in range(1, N):
+        kept = plan.pattern.columns[i, :-1]
+        assert set(kept[kept >= 0].tolist()) == set(away[i, :i].argsort()[:6].tolist())
+        np.testing.assert_allclose(float(plan.distance[i]) ** 2, float(away[i, :i].min()), atol=1e-12)
+    ball = plan_columns(P, X, POLICY, n_neighbors=N - 1, rho=1.5)
+    for i in range(1, N):
+        kept = ball.pattern.columns[i, :-1]
+        inside = (away[i, :i] <= (1.5 * float(plan.distance[i])) ** 2 * (1 + 1e-11)).nonzero().squeeze(-1)
+        assert set(kept[kept >= 0].tolist()) == set(inside.tolist())
+    full = plan_columns(P, X, POLICY, n_neighbors=N - 1)
+    torch.testing.assert_close(response_log_likelihood(P, full, y, NOISE), dense(P, X, y, NOISE), rtol=1e-8, atol=0)
+    mean, covariance = exact(P, X, y, NOISE, X_new)
+    m, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=N + 4)
+    torch.testing.assert_close(m, mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(V, covariance, rtol=1e-8, atol=1e-8)
+
+
+def test_too_many_rows_for_correlations_are_said(monkeypatch):
+    monkeypatch.setattr("mercer.families.nearness._MOST_CORRELATIONS", N - 1)
+    P, X = unscaled(), uniform()
+    plan = plan_columns(P, X, POLICY, n_neighbors=4)
+    assert "inputs as they are" in plan.notes[0] and "50 rows" in plan.notes[0]
+    away = torch.cdist(plan.X, plan.X)
+    assert set(plan.pattern.columns[-1, :-1].tolist()) == set(away[-1, :-1].argsort()[:4].tolist())
 
 
 def test_the_ball_pattern_is_the_papers():

@@ -58,7 +58,9 @@ def test_ties_and_copies_keep_to_earlier_rows(n, d, m, copies, seed):
 def test_nearest_rows_of_another_set_come_nearest_first(m):
     X, X_new = (np.random.default_rng(seed).uniform(size=(n, 2)) for seed, n in ((0, 30), (1, 7)))
     D = ((X_new[:, None] - X) ** 2).sum(-1)
-    assert np.array_equal(nearest(X, X_new, m), np.argsort(D, axis=1)[:, : min(m, 30)])
+    found, squared_distance = nearest(X, X_new, m)
+    assert np.array_equal(found, np.argsort(D, axis=1)[:, : min(m, 30)])
+    np.testing.assert_allclose(squared_distance, np.sort(D, axis=1)[:, : min(m, 30)], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("rho", "d"), [(1.0, 2), (1.5, 1), (2.0, 3)])

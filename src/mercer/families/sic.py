@@ -9,20 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mercer.families.base import Prior
-from mercer.geometry.neighbours import nearest, nearest_earlier, within_radius
-from mercer.geometry.ordering import maximin, maximin_by
-from mercer.kernels.evaluate import diag, gram, scaled_inputs
+from mercer.families.nearness import Nearness
+from mercer.kernels.evaluate import gram
 from mercer.linalg.sic import Pattern, column_factors
 from mercer.policy import NumericalPolicy
-
-_SEED = 20230131  # of the random part of an order for many rows
-_MOST_CORRELATIONS = 20_000  # rows whose n² correlations are looked at where a kernel has no scaled inputs
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class SicPlan:
     """Order and neighbours for the rows of X under a prior; integers, found without gradients.
 
     ``order`` (n,) are the rows in maximin order, ``X`` (n, d) the inputs and ``pattern`` the neighbours in that
-    order, ``distance`` (n,) the maximin distances in lengthscales.
+    order, ``distance`` (n,) the maximin distances; ``notes`` what a user should know of them.
     """
 
     order: Tensor
@@ -38,6 +33,7 @@ class SicPlan:
     pattern: Pattern
     distance: Tensor
     policy: NumericalPolicy
+    notes: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -49,8 +45,7 @@ def plan_columns(
     Parameters
     ----------
     prior : Prior
-        Its lengthscales say what is near. A kernel that is not one stationary leaf orders by correlation up to
-        20 000 rows, and beyond by the inputs as they are.
+        Says what is near, see `mercer.families.nearness`.
     X : (n, d)
     policy : NumericalPolicy
     n_neighbors : int
@@ -66,27 +61,18 @@ def plan_columns(
         raise ValueError(f"n_neighbors must be at least 1, got {n_neighbors}.")
     if rho is not None and rho < 1.0:
         raise ValueError(f"rho must be at least 1, got {rho}.")
-    scaled = scaled_inputs(prior.kernel, X)
-    n = X.shape[-2]
-    if scaled is None and n <= _MOST_CORRELATIONS:
-        variance = diag(prior.kernel, X)
-
-        def squared_distance_from(i: int) -> np.ndarray:
-            covariance = gram(prior.kernel, X[i : i + 1], X, policy=policy).squeeze(-2)
-            return (1.0 - (covariance / (variance[i] * variance).sqrt()).abs()).clamp_min(0.0).cpu().numpy()
-
-        order, distance = maximin_by(squared_distance_from, n)
-    else:
-        order, distance = maximin(_coordinates(prior, X), np.random.default_rng(_SEED))
-    coordinates = _coordinates(prior, X)[order]
-    neighbours = (
-        nearest_earlier(coordinates, min(n_neighbors, max(1, n - 1)))
-        if rho is None
-        else within_radius(coordinates, distance, rho, n_neighbors)
-    )
+    nearness = Nearness(prior.kernel, X, policy)
+    order, distance = nearness.maximin(X)
     index = torch.as_tensor(order, device=X.device)
+    ordered = X[index]
+    neighbours = (
+        nearness.nearest_earlier(ordered, min(n_neighbors, max(1, len(X) - 1)))
+        if rho is None
+        else nearness.within_radius(ordered, distance, rho, n_neighbors)
+    )
     pattern = Pattern(torch.as_tensor(neighbours, device=X.device))
-    return SicPlan(index, X[index], pattern, torch.as_tensor(distance, device=X.device), policy)
+    notes = () if nearness.note is None else (nearness.note,)
+    return SicPlan(index, ordered, pattern, torch.as_tensor(distance, device=X.device), policy, notes)
 
 
 def response_log_likelihood(
@@ -156,7 +142,7 @@ def response_marginals(
         Units of f².
     """
     data = _data_first(plan, y, noise, X_new[:0])
-    found = nearest(_coordinates(prior, plan.X), _coordinates(prior, X_new), n_neighbors)
+    found, _ = Nearness(prior.kernel, plan.X, plan.policy).nearest(plan.X, X_new, n_neighbors)
     near = torch.as_tensor(found, device=X_new.device)
     means, variances = [], []
     size = plan.policy.chunk_rows(4 * (near.shape[-1] + 1) ** 2)
@@ -181,16 +167,18 @@ def response_joint(
     """
     q, n = len(X_new), len(plan.X)
     data = _data_first(plan, y, noise, X_new)
-    points = _coordinates(prior, data.X)
-    near = nearest(points[:n], points[n:], n_neighbors)
-    away = ((points[n:, None] - points[near]) ** 2).sum(-1)
-    among = ((points[n:, None] - points[None, n:]) ** 2).sum(-1)
-    among[np.triu_indices(q)] = np.inf  # a row sees only new rows before it
-    candidates = np.concatenate([near, np.broadcast_to(np.arange(n, n + q), (q, q))], 1)
-    away = np.concatenate([away, among], 1)
-    chosen = np.argsort(away, axis=1, kind="stable")[:, :n_neighbors]
-    picked = np.where(np.isinf(np.take_along_axis(away, chosen, 1)), -1, np.take_along_axis(candidates, chosen, 1))
-    columns = torch.as_tensor(np.concatenate([np.sort(picked), np.arange(n, n + q)[:, None]], 1), device=X_new.device)
+    nearness = Nearness(prior.kernel, plan.X, plan.policy)
+    near, squared = (
+        torch.as_tensor(each, device=X_new.device) for each in nearness.nearest(plan.X, X_new, n_neighbors)
+    )
+    new = torch.arange(q, device=X_new.device)
+    away = torch.cat([squared, nearness.squared(X_new, X_new).to(squared)], -1)
+    # a row sees only the new rows before it
+    away[:, near.shape[-1] :].masked_fill_(new >= new.unsqueeze(-1), torch.inf)
+    candidates = torch.cat([near, (n + new).expand(q, q)], -1)
+    away, chosen = away.sort(dim=-1, stable=True)
+    picked = candidates.gather(-1, chosen).masked_fill(away.isinf(), -1)[:, :n_neighbors]
+    columns = torch.cat([picked.sort(-1).values, n + new.unsqueeze(-1)], -1)
     index = columns.clamp_min(0)
     tiles = gram(prior.kernel, data.X[index], policy=plan.policy) + torch.diag_embed(data.noise[index])
     u = column_factors(tiles, columns < 0)
@@ -218,12 +206,6 @@ def _data_first(plan: SicPlan, y: Tensor, noise: Tensor, X_new: Tensor) -> _Give
     noise = noise.expand(len(plan.X))[plan.order]
     targets = torch.cat([y[..., plan.order], y.new_zeros(*y.shape[:-1], len(X_new))], -1)
     return _Given(torch.cat([plan.X, X_new]), targets, torch.cat([noise, noise.new_zeros(len(X_new))]))
-
-
-def _coordinates(prior: Prior, X: Tensor) -> np.ndarray:
-    """Return inputs in lengthscales where the kernel has such, else as they are."""
-    scaled = scaled_inputs(prior.kernel, X)
-    return (X if scaled is None else scaled).double().cpu().numpy()
 
 
 def _chunks(plan: SicPlan, rows: Tensor | None) -> list[Tensor]:

@@ -57,11 +57,13 @@ def nearest_earlier(X: np.ndarray, m: int) -> np.ndarray:
     return found[:, ::-1].copy()
 
 
-def nearest(X: np.ndarray, X_new: np.ndarray, m: int) -> np.ndarray:
-    """Return the min(m, n) nearest rows of X (n, d) for every row of X_new (q, d), nearest first: (q, m) int64."""
-    m = min(m, len(X))
-    _, found = cKDTree(X).query(X_new, k=np.arange(1, m + 1), workers=-1)
-    return found.astype(np.int64)
+def nearest(X: np.ndarray, X_new: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the min(m, n) nearest rows of X (n, d) for every row of X_new (q, d), and their squared distances.
+
+    Both are (q, m), nearest first.
+    """
+    distance, found = cKDTree(X).query(X_new, k=np.arange(1, min(m, len(X)) + 1), workers=-1)
+    return found.astype(np.int64), distance**2
 
 
 def within_radius(X: np.ndarray, distance: np.ndarray, rho: float, largest: int | None = None) -> np.ndarray:

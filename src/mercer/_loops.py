@@ -38,12 +38,21 @@ def _parallel(function: Callable) -> Callable:
 
 
 @_compiled
+def _squared_distance(X: np.ndarray, i: int, j: int) -> float:
+    total = 0.0
+    for k in range(X.shape[1]):
+        step = X[i, k] - X[j, k]
+        total += step * step
+    return total
+
+
+@_compiled
 def farthest_points(X: np.ndarray, first: int, n_select: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the order and the squared distances of farthest-point selection on the rows of X (n, d).
 
     n·n_select·d operations and O(n) memory.
     """
-    n, d = X.shape
+    n = len(X)
     nearest = np.full(n, np.inf)
     order = np.empty(n_select, np.int64)
     distance = np.empty(n_select)
@@ -55,10 +64,7 @@ def farthest_points(X: np.ndarray, first: int, n_select: int) -> tuple[np.ndarra
         for i in range(n):
             if nearest[i] < 0.0:
                 continue
-            total = 0.0
-            for j in range(d):
-                step = X[i, j] - X[chosen, j]
-                total += step * step
+            total = _squared_distance(X, i, chosen)
             if total < nearest[i]:
                 nearest[i] = total
             if nearest[i] > best_value:
@@ -115,7 +121,6 @@ def lower_keys(
     size: int,
 ) -> None:
     """Lower the key of every unselected point within the radius of ``chosen`` to its squared distance."""
-    d = X.shape[1]
     for o in range(len(offsets)):
         found = _find(codes, cell[chosen] + offsets[o])
         if found < 0:
@@ -124,10 +129,7 @@ def lower_keys(
             i = members[at]
             if place[i] < 0:
                 continue
-            total = 0.0
-            for j in range(d):
-                step = X[i, j] - X[chosen, j]
-                total += step * step
+            total = _squared_distance(X, i, chosen)
             if total <= radius2 and total < key[i]:
                 key[i] = total
                 _sift_down(heap, place, key, size, place[i])
@@ -188,16 +190,13 @@ def levels(neighbours: np.ndarray) -> np.ndarray:
 @_parallel
 def earlier_nearest(X: np.ndarray, rows: np.ndarray, m: int) -> np.ndarray:
     """Return the m nearest earlier rows of X for each of ``rows`` by looking at all: nearest first, −1 where fewer."""
-    n_rows, d = len(rows), X.shape[1]
+    n_rows = len(rows)
     found = np.full((n_rows, m), -1, np.int64)
     for r in prange(n_rows):
         i = rows[r]
         best = np.full(m, np.inf)
         for j in range(i):
-            total = 0.0
-            for k in range(d):
-                step = X[i, k] - X[j, k]
-                total += step * step
+            total = _squared_distance(X, i, j)
             if total >= best[m - 1]:
                 continue
             at = m - 1

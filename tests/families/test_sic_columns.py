@@ -132,6 +132,14 @@ def test_a_kernel_without_scaled_inputs_goes_by_correlation():
     torch.testing.assert_close(V, covariance, rtol=1e-8, atol=1e-8)
 
 
+def test_a_row_without_prior_variance_is_far_from_all():
+    P, X = Prior(Linear(1.0, ard=False)), uniform() + 0.1
+    X[7] = 0.0
+    plan = plan_columns(P, X, POLICY, n_neighbors=4)
+    assert bool(plan.distance.isfinite().all()) and sorted(plan.order.tolist()) == list(range(N))
+    assert float(plan.distance[(plan.order == 7).nonzero().item()]) == 1.0
+
+
 def test_too_many_rows_for_correlations_are_said(monkeypatch):
     monkeypatch.setattr("mercer.families.nearness._MOST_CORRELATIONS", N - 1)
     P, X = unscaled(), uniform()

@@ -79,7 +79,9 @@ class Nearness:
             left, right = (torch.as_tensor(self._coordinates(each)) for each in (A, B))
             return torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square().to(A.device)
         product = diag(self.kernel, A).unsqueeze(-1) * diag(self.kernel, B)
-        return (1.0 - (gram(self.kernel, A, B, policy=self.policy) * product.rsqrt()).abs()).clamp_min(0.0)
+        # a row without prior variance, such as the origin of a linear kernel, is correlated with nothing
+        scale = product.clamp_min(torch.finfo(product.dtype).tiny).rsqrt()
+        return (1.0 - (gram(self.kernel, A, B, policy=self.policy) * scale).abs()).clamp_min(0.0)
 
     def _coordinates(self, X: Tensor) -> np.ndarray:
         scaled = scaled_inputs(self.kernel, X)

@@ -148,9 +148,11 @@ def _variance(K: Tensor, precision: Tensor, kept: Tensor) -> tuple[Tensor, list[
     """
     too_small = precision * K.diagonal(dim1=-2, dim2=-1) < torch.finfo(K.dtype).eps ** 0.375
     variance = (1.0 - kept) / precision.masked_fill(too_small, 1.0)
-    too_small = too_small.expand_as(variance)
-    latents = itertools.product(*map(range, variance.shape[:-1])) if bool(too_small.any()) else ()
-    return variance, [(latent, too_small[latent].nonzero().squeeze(-1)) for latent in latents]
+    too_small = too_small.expand_as(variance).reshape(-1, K.shape[-1])
+    counts = too_small.sum(-1).tolist()
+    rows = too_small.nonzero()[:, 1].split(counts)
+    latents = itertools.product(*map(range, variance.shape[:-1]))
+    return variance, [(latent, own) for latent, own in zip(latents, rows, strict=True) if len(own)]
 
 
 def _downdate(

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mercer.families.base import Prior
-from mercer.families.sic import plan_columns, response_joint, response_log_likelihood, response_marginals
+from mercer.families.sic_plan import plan_columns
+from mercer.families.vecchia import response_joint, response_log_likelihood, response_marginals
 from mercer.kernels import Linear, Matern32, gram
 from mercer.kernels.evaluate import scaled_inputs
 from mercer.policy import NumericalPolicy

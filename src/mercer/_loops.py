@@ -7,6 +7,7 @@ cached on disk after the first call. Indices are int64 and −1 marks padding.
 from __future__ import annotations
 
 import functools
+import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -245,55 +246,161 @@ def sic_map(columns: np.ndarray, val: np.ndarray, x: np.ndarray, inverse: bool, 
     return out
 
 
-@_compiled
-def _position(row: np.ndarray, j: int) -> int:
-    """Return where j stands in a row of ascending indices, or −1."""
-    at = np.searchsorted(row, j)
-    return int(at) if at < len(row) and row[at] == j else -1
+# The loops below meet every pair (a, b) of entries of each column k: rows i = columns[k, a] ≤ j = columns[k, b]. The
+# entry (i, j) of the matrix, if the pattern has it, is found by walking the ascending row columns[j] alongside.
 
 
-@_compiled
+@_parallel
 def sic_precision(columns: np.ndarray, val: np.ndarray) -> np.ndarray:
-    """Return the entries of U Uᵀ on the pattern, (n, w): [i, k] is the entry at (columns[i, k], i)."""
-    n, w = columns.shape
-    out = np.zeros((n, w))
-    for k in range(n):
-        for b in range(w):
-            j = columns[k, b]
-            if j < 0:
-                continue
-            for a in range(b + 1):
-                if columns[k, a] >= 0:
-                    at = _position(columns[j], columns[k, a])
-                    if at >= 0:
-                        out[j, at] += val[k, a] * val[k, b]
+    """Return the entries of U Uᵀ on the pattern, (B, n, w): [·, i, k] is the entry at (columns[i, k], i)."""
+    n_batch, n, w = val.shape
+    out = np.zeros_like(val)
+    for batch in prange(n_batch):
+        for k in range(n):
+            for b in range(w):
+                j, at = columns[k, b], 0
+                if j < 0:
+                    continue
+                for a in range(b + 1):
+                    i = columns[k, a]
+                    if i < 0:
+                        continue
+                    while columns[j, at] < i:
+                        at += 1
+                    if columns[j, at] == i:
+                        out[batch, j, at] += val[batch, k, a] * val[batch, k, b]
     return out
 
 
-@_compiled
-def incomplete_cholesky(columns: np.ndarray, entries: np.ndarray, smallest: float) -> tuple[np.ndarray, int]:
-    """Factor a matrix given on the pattern, last column first, dropping what falls outside; see `sic_precision`.
+@_parallel
+def sic_precision_adjoint(columns: np.ndarray, val: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Return the derivative in ``val`` of Σ slope · `sic_precision`, (B, n, w)."""
+    n_batch, n, w = val.shape
+    out = np.zeros_like(val)
+    for batch in prange(n_batch):
+        for k in range(n):
+            for b in range(w):
+                j, at = columns[k, b], 0
+                if j < 0:
+                    continue
+                for a in range(b + 1):
+                    i = columns[k, a]
+                    if i < 0:
+                        continue
+                    while columns[j, at] < i:
+                        at += 1
+                    if columns[j, at] == i:
+                        out[batch, k, a] += slope[batch, j, at] * val[batch, k, b]
+                        out[batch, k, b] += slope[batch, j, at] * val[batch, k, a]
+    return out
 
-    Returns V and −1, or what there is and the column whose pivot is not above ``smallest`` times its diagonal.
+
+@_parallel
+def incomplete_cholesky(columns: np.ndarray, entries: np.ndarray, smallest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Factor matrices given on the pattern, last column first, dropping what falls outside; see `sic_precision`.
+
+    Returns V (B, n, w) and for each −1, or the column whose pivot is not above ``smallest`` times its diagonal.
+    ``entries`` may be complex, for a derivative by a step along the imaginary axis.
     """
-    n, w = columns.shape
+    n_batch, n, w = entries.shape
     out = entries.copy()
-    for step in range(n):
-        k = n - 1 - step
-        pivot = out[k, w - 1]
-        if not pivot > smallest * entries[k, w - 1]:
-            return out, k
-        root = np.sqrt(pivot)
-        out[k, w - 1] = root
-        for a in range(w - 1):
-            out[k, a] /= root
-        for b in range(w - 1):
-            j = columns[k, b]
-            if j < 0:
-                continue
-            for a in range(b + 1):
-                if columns[k, a] >= 0:
-                    at = _position(columns[j], columns[k, a])
-                    if at >= 0:
-                        out[j, at] -= out[k, a] * out[k, b]
-    return out, -1
+    broken = np.full(n_batch, -1)
+    for batch in prange(n_batch):
+        V = out[batch]
+        for step in range(n):
+            k = n - 1 - step
+            if not V[k, w - 1].real > smallest * entries[batch, k, w - 1].real:
+                broken[batch] = k
+                break
+            root = np.sqrt(V[k, w - 1])
+            V[k, w - 1] = root
+            for a in range(w - 1):
+                V[k, a] /= root
+            for b in range(w - 1):
+                j, at = columns[k, b], 0
+                if j < 0:
+                    continue
+                for a in range(b + 1):
+                    i = columns[k, a]
+                    if i < 0:
+                        continue
+                    while columns[j, at] < i:
+                        at += 1
+                    if columns[j, at] == i:
+                        V[j, at] -= V[k, a] * V[k, b]
+    return out, broken
+
+
+@_parallel
+def incomplete_logdet_slope(columns: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Return the derivative of log |V Vᵀ| in the entries that `incomplete_cholesky` made V from, (B, n, w).
+
+    The factorisation in reverse: first column first. An entry off the diagonal counts once.
+    """
+    n_batch, n, w = factor.shape
+    out = np.zeros_like(factor)
+    for batch in prange(n_batch):
+        V, slope = factor[batch], out[batch]
+        for k in range(n):
+            for b in range(w - 1):
+                j, at = columns[k, b], 0
+                if j < 0:
+                    continue
+                for a in range(b + 1):
+                    i = columns[k, a]
+                    if i < 0:
+                        continue
+                    while columns[j, at] < i:
+                        at += 1
+                    if columns[j, at] == i:
+                        slope[k, a] -= slope[j, at] * V[k, b]
+                        slope[k, b] -= slope[j, at] * V[k, a]
+            root = V[k, w - 1]
+            of_root = 2.0 / root
+            for a in range(w - 1):
+                of_root -= slope[k, a] * V[k, a] / root
+                slope[k, a] /= root
+            slope[k, w - 1] = of_root / (2.0 * root)
+    return out
+
+
+@_parallel
+def sic_quadratic_forms(
+    columns: np.ndarray, factor: np.ndarray, rows: np.ndarray, weights: np.ndarray, smallest: float, n_threads: int
+) -> np.ndarray:
+    """Return ‖V⁻¹ b‖² for sparse vectors b with ``weights`` (q, m) at ``rows`` (q, m), −1 for padding; V is (n, w).
+
+    The sweep from the last row to the first visits only what b reaches, rows waiting in a heap. An entry of V⁻¹ b
+    whose square is below ``smallest`` times the sum so far counts, but is not followed to the rows before it.
+    """
+    q, m = rows.shape
+    n, w = columns.shape
+    out = np.zeros(q)
+    for thread in prange(n_threads):
+        right = np.zeros(n)
+        waits = np.zeros(n, np.bool_)
+        heap = [0]
+        heap.pop()
+        for t in range(thread * q // n_threads, (thread + 1) * q // n_threads):
+            for a in range(m):
+                j = rows[t, a]
+                if j >= 0:
+                    right[j] += weights[t, a]
+                    if not waits[j]:
+                        waits[j] = True
+                        heapq.heappush(heap, -j)
+            while len(heap) > 0:
+                i = -heapq.heappop(heap)
+                value = right[i] / factor[i, w - 1]
+                right[i], waits[i] = 0.0, False
+                out[t] += value * value
+                if value * value <= smallest * out[t]:
+                    continue
+                for a in range(w - 1):
+                    j = columns[i, a]
+                    if j >= 0:
+                        right[j] -= factor[i, a] * value
+                        if not waits[j]:
+                            waits[j] = True
+                            heapq.heappush(heap, -j)
+    return out

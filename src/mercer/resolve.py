@@ -15,6 +15,7 @@ import torch
 
 from mercer.families.base import Family, Prior
 from mercer.families.exact import Exact
+from mercer.families.sic import SparseInverseCholesky
 from mercer.inference.conjugate import Conjugate
 from mercer.inference.dual import Dual
 from mercer.inference.laplace import Laplace
@@ -68,7 +69,7 @@ ENGINE_RULES: tuple[Rule, ...] = (
     Rule("dual", lambda p: True, Dual, lambda p: "non-Gaussian likelihood: natural-gradient variational sites"),
 )
 
-FAMILIES: dict[str, Callable[[], Any]] = {"exact": Exact}
+FAMILIES: dict[str, Callable[[], Any]] = {"exact": Exact, "sic": SparseInverseCholesky}
 ENGINES: dict[str, Callable[[], Any]] = {
     "conjugate": Conjugate,
     "dual": Dual,

@@ -1,14 +1,16 @@
 """Vecchia's likelihood of noisy data against its definition and the dense evidence."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from mercer.families.base import Prior
+from mercer._typing import Sites
+from mercer.families import Prior, SparseInverseCholesky
 from mercer.families.sic_plan import plan_columns
-from mercer.families.vecchia import response_joint, response_log_likelihood, response_marginals
+from mercer.families.vecchia import response_log_likelihood
 from mercer.kernels import Linear, Matern32, gram
 from mercer.kernels.evaluate import scaled_inputs
 from mercer.policy import NumericalPolicy
@@ -36,6 +38,12 @@ NOISE = 0.05 + 0.1 * uniform(N, 1, seed=3).squeeze(-1)
 def dense(prior, X, y, noise):
     K = gram(prior.kernel, X) + noise.diag()
     return torch.distributions.MultivariateNormal(torch.zeros(len(X), dtype=DTYPE), K).log_prob(y)
+
+
+def conditioned(P, plan, y, noise, n_neighbors):
+    """Return the posterior in the response form."""
+    family = SparseInverseCholesky(n_neighbors_predict=n_neighbors, form="response")
+    return family.condition(P, plan, Sites(y / noise, 1 / noise))
 
 
 def test_all_earlier_rows_give_the_exact_evidence():
@@ -83,8 +91,13 @@ def test_disjoint_batches_of_rows_add_up():
     X, y = uniform(), normal(N)
     plan = plan_columns(prior(), X, POLICY, n_neighbors=8)
     whole = response_log_likelihood(prior(), plan, y, NOISE)
-    parts = [response_log_likelihood(prior(), plan, y, NOISE, rows) for rows in torch.randperm(N).split(7)]
-    torch.testing.assert_close(sum(parts), whole, rtol=1e-10, atol=0)
+    family, total = SparseInverseCholesky(), 0.0
+    for rows in torch.randperm(N).split(7):
+        some = response_log_likelihood(prior(), family.subset(plan, rows), y, NOISE)
+        alone = response_log_likelihood(prior(), replace(plan, rows=plan.position[rows]), y, NOISE)
+        torch.testing.assert_close(some, alone)  # rows of the data, columns of the plan
+        total = total + some * len(rows) / N
+    torch.testing.assert_close(total, whole, rtol=1e-10, atol=0)
 
 
 def test_the_order_of_the_rows_does_not_matter():
@@ -128,9 +141,9 @@ def test_a_kernel_without_scaled_inputs_goes_by_correlation():
     full = plan_columns(P, X, POLICY, n_neighbors=N - 1)
     torch.testing.assert_close(response_log_likelihood(P, full, y, NOISE), dense(P, X, y, NOISE), rtol=1e-8, atol=0)
     mean, covariance = exact(P, X, y, NOISE, X_new)
-    m, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=N + 4)
+    m, V = conditioned(P, plan, y, NOISE, N + 4).joint(X_new)
     torch.testing.assert_close(m, mean, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(V, covariance, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(V, covariance.expand_as(V), rtol=1e-8, atol=1e-8)
 
 
 def test_a_row_without_prior_variance_is_far_from_all():
@@ -172,18 +185,18 @@ def test_predictions_from_all_data_are_exact():
     P, X, y, X_new = prior(), uniform(), normal(2, N), uniform(9, 2, seed=7)
     plan = plan_columns(P, X, POLICY, n_neighbors=5)
     mean, covariance = exact(P, X, y, NOISE, X_new)
-    m, v = response_marginals(P, plan, y, NOISE, X_new, n_neighbors=N)
+    m, v = conditioned(P, plan, y, NOISE, N).marginals(X_new)
     torch.testing.assert_close(m, mean, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(v, covariance.diagonal(), rtol=1e-8, atol=1e-8)
-    m, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=N + 9)
+    torch.testing.assert_close(v, covariance.diagonal().expand_as(v), rtol=1e-8, atol=1e-8)
+    m, V = conditioned(P, plan, y, NOISE, N + 9).joint(X_new)
     torch.testing.assert_close(m, mean, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(V, covariance, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(V, covariance.expand_as(V), rtol=1e-8, atol=1e-8)
 
 
 def test_few_neighbours_condition_on_just_those():
     P, X, y, X_new = prior(), uniform(), normal(N), uniform(6, 2, seed=7)
     plan = plan_columns(P, X, NumericalPolicy(chunk_elements=100), n_neighbors=5)  # one row at a time
-    m, v = response_marginals(P, plan, y, NOISE, X_new, n_neighbors=7)
+    m, v = conditioned(P, plan, y, NOISE, 7).marginals(X_new)
     scale = torch.tensor([0.3, 0.6], dtype=DTYPE)
     for i in range(6):
         near = ((X - X_new[i]) / scale).square().sum(-1).argsort()[:7]
@@ -198,7 +211,7 @@ def test_joint_predictions_follow_neighbouring_new_rows():
     X_new = torch.tensor([[0.5, 1.5], [0.5, 1.501], [0.2, 0.3]], dtype=DTYPE)
     plan = plan_columns(P, X, POLICY, n_neighbors=5)
     _, covariance = exact(P, X, y, NOISE, X_new)
-    _, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=25)
+    _, V = conditioned(P, plan, y, NOISE, 25).joint(X_new)
     torch.testing.assert_close(V, covariance, rtol=0.05, atol=0.01)
     assert torch.equal(V, V.mT) and float(V[0, 1]) > 0.99 * float(V[0, 0])
 

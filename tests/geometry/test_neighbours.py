@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mercer.geometry import neighbours, neighbours_torch
 from mercer.geometry.neighbours import level_schedule, moved, nearest, nearest_earlier, within_radius
 from mercer.geometry.ordering import maximin
+
+GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
 def ordered(n, d, seed=0):
@@ -63,6 +67,75 @@ def test_nearest_rows_of_another_set_come_nearest_first(m):
     np.testing.assert_allclose(squared_distance, np.sort(D, axis=1)[:, : min(m, 30)], rtol=1e-12)
 
 
+@pytest.fixture
+def proposals(monkeypatch):
+    """faiss, counting how often it is asked."""
+    faiss = pytest.importorskip("faiss")
+    count = []
+    search = faiss.IndexFlatL2.search
+    monkeypatch.setattr(faiss.IndexFlatL2, "search", lambda self, *a: count.append(1) or search(self, *a))
+    return count
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_single_precision_proposes_and_double_decides(proposals, offset):
+    """Far from the origin single precision sees little of the distances."""
+    X, X_new = (np.random.default_rng(seed).normal(size=(n, 14)) + offset for seed, n in ((0, 600), (1, 50)))
+    by_tree, expected = neighbours._tree_nearest(X, X_new, 9)
+    found, squared_distance = nearest(X, X_new, 9)
+    assert proposals and np.array_equal(found, by_tree)
+    np.testing.assert_allclose(squared_distance, expected, rtol=1e-9)
+    D, earlier = squared(X), nearest_earlier(X, 9)
+    assert all(np.array_equal(earlier[i], np.argsort(D[i, :i])[:9][::-1]) for i in range(9, 600))
+
+
+def test_what_single_precision_cannot_tell_apart_is_looked_up(proposals):
+    """All on a tiny sphere beside one far row: their distances drown in the rounding of its norm."""
+    generator = np.random.default_rng(0)
+    X = np.concatenate([1e3 * np.ones((1, 14)), 1e-3 * generator.normal(size=(300, 14))])
+    _, _, unsure = neighbours._flat_nearest(X, X[1:4], 5, 20)
+    assert unsure.all()
+    D, found = squared(X), nearest_earlier(X, 5)
+    assert all(np.array_equal(found[i], np.argsort(D[i, :i])[:5][::-1]) for i in range(5, 301))
+    by_tree, expected = neighbours._tree_nearest(X, X[1:9] + 1e-4, 5)
+    again, squared_distance = nearest(X, X[1:9] + 1e-4, 5)
+    assert np.array_equal(again, by_tree) and np.array_equal(squared_distance, expected)
+
+
+def test_many_columns_do_without_faiss(monkeypatch):
+    X, X_new = (np.random.default_rng(seed).normal(size=(n, 13)) for seed, n in ((0, 200), (1, 5)))
+    monkeypatch.setattr(neighbours, "_faiss", lambda: None)
+    D, found = squared(X), nearest_earlier(X, 3)
+    assert all(np.array_equal(found[i], np.argsort(D[i, :i])[:3][::-1]) for i in range(3, 200))
+    D = ((X_new[:, None] - X) ** 2).sum(-1)
+    assert np.array_equal(nearest(X, X_new, 3)[0], np.argsort(D, axis=1)[:, :3])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("chunk_elements", [1, 1000, 10**9])
+@pytest.mark.parametrize(("n", "d", "m"), [(1, 1, 1), (3, 2, 5), (150, 2, 7), (120, 16, 30)])
+def test_chunks_on_a_device_equal_the_loops(n, d, m, chunk_elements, device):
+    X, X_new = (np.random.default_rng(seed).uniform(size=(size, d)) for seed, size in ((0, n), (1, 9)))
+    on_device, new_on_device = (torch.as_tensor(each, device=device) for each in (X, X_new))
+    found = neighbours_torch.nearest_earlier(on_device, m, chunk_elements)
+    assert found.device == on_device.device and np.array_equal(found.cpu(), nearest_earlier(X, m))
+    near, away = neighbours_torch.nearest(on_device, new_on_device, m, chunk_elements)
+    expected, expected_away = nearest(X, X_new, m)
+    assert np.array_equal(near.cpu(), expected)
+    np.testing.assert_allclose(away.cpu(), expected_away, rtol=1e-12)
+
+
+@pytest.mark.parametrize("copies", [1, 40])
+def test_chunks_keep_to_earlier_rows_among_copies(copies):
+    X = np.random.default_rng(0).integers(0, 4, size=(60, 2)).astype(float)
+    X = np.concatenate([X, X[:copies]])
+    D, found = squared(X), neighbours_torch.nearest_earlier(torch.as_tensor(X), 6, 500).numpy()
+    for i in range(len(X)):
+        kept = found[i][found[i] >= 0]
+        assert len(kept) == min(i, 6) == len(set(kept)) and (kept < i).all()
+        assert np.array_equal(D[i, kept], np.sort(D[i, :i])[: len(kept)][::-1])
+
+
 @pytest.mark.parametrize(("rho", "d"), [(1.0, 2), (1.5, 1), (2.0, 3)])
 def test_the_ball_holds_exactly_who_is_within_it(rho, d):
     X, distance = ordered(250, d)
@@ -96,8 +169,13 @@ def test_nothing_to_schedule():
     assert len(level_schedule(np.full((4, 2), -1))) == 1
 
 
-def test_a_lengthscale_that_moved_by_half_asks_for_new_neighbours():
-    then = np.array([1.0, 0.1])
-    assert not moved(then * [1.4, 0.7], then)
-    assert moved(then * [1.0, 1.6], then)
-    assert moved(then * [0.6, 1.0], then)
+def test_lengthscales_that_moved_against_each_other_ask_for_new_neighbours():
+    then = np.array([1.0, 0.5])
+    assert not moved(then * 3.0, then)  # all together
+    assert not moved(then * [1.3, 0.95], then)
+    assert moved(then * [1.0, 2.0], then)
+    assert moved(then * [0.5, 1.0], then)
+    little = np.array([1.0, 0.01])
+    assert not moved(little * [1.0, 5.0], little)  # an axis that has no say before or after
+    assert moved(little * [1.0, 50.0], little)
+    assert not moved(np.zeros(2), np.zeros(2))

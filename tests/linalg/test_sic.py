@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from mercer.linalg.cholesky import NotPositiveDefiniteError
-from mercer.linalg.krylov import conjugate_gradients
 from mercer.linalg.sic import (
     Pattern,
     _map_by_levels,
     column_factors,
-    incomplete_posterior,
     logdet,
     precision_diagonal,
     solve,
@@ -218,59 +216,3 @@ def test_the_diagonal_of_the_precision():
 
 
 # ---- the posterior
-
-
-@pytest.mark.parametrize("noise", [1e-2, 1.0, 1e2])
-def test_the_incomplete_factor_equals_the_posterior_on_the_pattern(noise):
-    _, pattern, val = model()
-    precision = normal(2, N, seed=1).square() / noise
-    V, shift = incomplete_posterior(pattern, val, precision)
-    assert shift == 0.0 and V.shape == (2, *val.shape)
-    U = dense(pattern, val)
-    on = dense(pattern, torch.ones_like(val).masked_fill(pattern.padding, 0.0)) != 0
-    for each, sites in zip(V, precision, strict=True):
-        target, product = U @ U.mT + sites.diag(), dense(pattern, each) @ dense(pattern, each).mT
-        torch.testing.assert_close(product[on], target[on], rtol=1e-10, atol=1e-10)
-
-
-def test_with_all_entries_the_incomplete_factor_is_complete():
-    _, pattern, val = model(m=N - 1)
-    V, _ = incomplete_posterior(pattern, val, torch.ones(N, dtype=DTYPE))
-    U = dense(pattern, val)
-    target = U @ U.mT + torch.eye(N, dtype=DTYPE)
-    reverse = torch.linalg.cholesky(target.flip(0, 1)).flip(0, 1)
-    torch.testing.assert_close(dense(pattern, V), reverse, rtol=1e-9, atol=1e-9)
-
-
-def test_a_broken_pivot_is_shifted_and_said():
-    _, pattern, val = model()
-    negative = -0.999 * precision_diagonal(pattern, val) * (torch.arange(N) == 3)
-    V, shift = incomplete_posterior(pattern, val, negative)
-    assert shift > 0 and bool(torch.isfinite(V).all())
-    with pytest.raises(NotPositiveDefiniteError, match="negative sites"):
-        incomplete_posterior(pattern, val, torch.full((N,), -1e12, dtype=DTYPE))
-
-
-def test_conjugate_gradients_reach_the_dense_solution_quickly():
-    _, pattern, val = model()
-    precision = 10 * normal(2, N, seed=1).square()
-    V, _ = incomplete_posterior(pattern, val, precision)
-    rhs = normal(2, N, seed=2)
-
-    def product(x):
-        return times(pattern, val, times(pattern, val, x, transposed=True)) + precision * x
-
-    def near_inverse(x):
-        return solve(pattern, V, solve(pattern, V, x), transposed=True)
-
-    U = dense(pattern, val)
-    expected = torch.linalg.solve(U @ U.mT + torch.diag_embed(precision), rhs)
-    found = conjugate_gradients(product, rhs, near_inverse, tol=1e-10)
-    assert found.status == "ok" and found.stats["iterations"] <= 12
-    torch.testing.assert_close(found.value, expected, rtol=1e-8, atol=1e-8)
-    warm = conjugate_gradients(product, rhs, near_inverse, tol=1e-10, start=expected)
-    assert warm.stats["iterations"] == 0
-    plain = conjugate_gradients(product, rhs, lambda x: x, tol=1e-10, max_iter=2)
-    assert plain.status == "not converged" and plain.stats["residual"] > 1e-10
-    zero = conjugate_gradients(product, 0 * rhs, near_inverse, tol=1e-10)
-    assert zero.status == "ok" and not bool(zero.value.any())

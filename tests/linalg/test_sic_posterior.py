@@ -47,7 +47,7 @@ def test_draws_have_the_posterior_covariance():
     """20 000 draws, every entry of the covariance within six standard errors."""
     posterior, dense = model(3)
     k = 20_000
-    draws = posterior.draws(normal(k, 2, N, seed=3), normal(k, 2, N, seed=4)).value
+    draws = posterior.exact_draws(normal(k, 2, N, seed=3), normal(k, 2, N, seed=4)).value
     for member in range(2):
         V = torch.linalg.inv(dense[member])
         found = draws[:, member].mT @ draws[:, member] / k
@@ -60,8 +60,8 @@ def test_conditional_means_estimate_variances_better_than_squares():
     V = torch.linalg.inv(dense).diagonal(dim1=-2, dim2=-1)
     errors = {"conditional": [], "plain": []}
     for seed in range(50):
-        draws = posterior.draws(normal(20, 2, N, seed=100 + seed), normal(20, 2, N, seed=200 + seed)).value
-        errors["conditional"].append(posterior.variances(draws) / V - 1)
+        draws = posterior.exact_draws(normal(20, 2, N, seed=100 + seed), normal(20, 2, N, seed=200 + seed)).value
+        errors["conditional"].append(posterior.sampled_variance(draws) / V - 1)
         errors["plain"].append(draws.square().mean(0) / V - 1)
     spread = {name: torch.stack(each).square().mean().sqrt() for name, each in errors.items()}
     assert spread["conditional"] < 0.6 * spread["plain"]
@@ -75,15 +75,19 @@ def test_the_determinant_is_exact_with_probes_along_every_axis():
     posterior, dense = model(3)
     probes = math.sqrt(N) * torch.eye(N, dtype=DTYPE).unsqueeze(1).expand(N, 2, N)
     expected = torch.linalg.slogdet(dense)[1]
-    torch.testing.assert_close(posterior.logdet(probes, n_steps=N), expected, rtol=1e-10, atol=0)
-    few = posterior.logdet(probes, n_steps=6)
+    torch.testing.assert_close(
+        posterior.logdet + posterior.missing_logdet(probes, n_steps=N), expected, rtol=1e-10, atol=0
+    )
+    few = posterior.logdet + posterior.missing_logdet(probes, n_steps=6)
     torch.testing.assert_close(few, expected, rtol=1e-7, atol=0)
 
 
 def test_random_probes_correct_what_the_incomplete_factor_misses():
     posterior, dense = model(3)
     expected = torch.linalg.slogdet(dense)[1]
-    found = torch.stack([posterior.logdet(normal(500, 2, N, seed=seed).sign()) for seed in range(20)])
+    found = torch.stack(
+        [posterior.logdet + posterior.missing_logdet(normal(500, 2, N, seed=seed).sign()) for seed in range(20)]
+    )
     error = found.std(0) / 20**0.5
     missed = expected - 2 * posterior.factor[..., -1].log().sum(-1)
     assert bool(((found.mean(0) - expected).abs() < 6 * error).all())
@@ -92,9 +96,62 @@ def test_random_probes_correct_what_the_incomplete_factor_misses():
 
 def test_a_complete_pattern_leaves_nothing_to_correct():
     posterior, dense = model(N - 1)
-    found = posterior.logdet(normal(1, 2, N, seed=5).sign())
+    found = posterior.logdet + posterior.missing_logdet(normal(1, 2, N, seed=5).sign())
     torch.testing.assert_close(found, torch.linalg.slogdet(dense)[1], rtol=1e-10, atol=0)
     assert posterior.solve(normal(2, N)).stats["iterations"] <= 4
+
+
+def dense_factor(posterior):
+    """Return V, (2, N, N)."""
+    V = torch.zeros(2, N, N, dtype=DTYPE)
+    columns = posterior.pattern.columns
+    for i in range(N):
+        for k, j in enumerate(columns[i].tolist()):
+            if j >= 0:
+                V[:, j, i] = posterior.factor[:, i, k]
+    return V
+
+
+def sparse_vectors(q=7, m=4):
+    rows = torch.randint(N, (q, m), generator=torch.Generator().manual_seed(3))
+    rows[0, :2], rows[1] = -1, torch.tensor([5, 5, 2, -1])  # padding, and a row named twice
+    return rows, normal(q, m, seed=6).masked_fill(rows < 0, 0.0)
+
+
+@pytest.mark.parametrize("m", [2, N - 1])
+def test_quadratic_forms_of_sparse_vectors(m):
+    posterior, _ = model(m)
+    rows, weights = sparse_vectors()
+    b = torch.zeros(len(rows), N, dtype=DTYPE).scatter_add(-1, rows.clamp_min(0), weights)
+    V = dense_factor(posterior)
+    S = torch.linalg.inv(V @ V.mT)
+    leaf = weights.clone().requires_grad_()
+    found = posterior.quadratic_forms(rows, leaf)
+    torch.testing.assert_close(found.detach(), torch.einsum("qi,cij,qj->cq", b, S, b), rtol=1e-10, atol=0)
+    cotangent = normal(2, len(rows), seed=8)
+    (slope,) = torch.autograd.grad((found * cotangent).sum(), leaf)
+    expected = 2 * torch.einsum("cq,cij,qj->qi", cotangent, S, b).gather(-1, rows.clamp_min(0))
+    torch.testing.assert_close(slope, expected.masked_fill(rows < 0, 0.0), rtol=1e-9, atol=1e-9)
+
+
+def test_quadratic_forms_of_many_rows_leave_out_what_adds_nothing(monkeypatch):
+    posterior, _ = model(5)
+    rows, weights = sparse_vectors()
+    whole = posterior.quadratic_forms(rows, weights)
+    monkeypatch.setattr("mercer.linalg.sic_posterior._FEW_ROWS", 0)
+    part = posterior.quadratic_forms(rows, weights)
+    assert not torch.equal(part, whole)
+    torch.testing.assert_close(part, whole, rtol=1e-3, atol=0)
+
+
+def test_draws_of_the_factor_have_its_covariance():
+    posterior, _ = model(3)
+    V = dense_factor(posterior)
+    eye = torch.eye(N, dtype=DTYPE).unsqueeze(1).expand(N, 2, N)
+    root = posterior.draws(eye).permute(1, 2, 0)
+    torch.testing.assert_close(root @ root.mT, torch.linalg.inv(V @ V.mT), rtol=1e-9, atol=1e-9)
+    white = posterior.whiten(eye).permute(1, 0, 2)
+    torch.testing.assert_close(white @ white.mT, torch.linalg.inv(V @ V.mT), rtol=1e-9, atol=1e-9)
 
 
 def test_quadratic_forms_stop_at_an_invariant_space():

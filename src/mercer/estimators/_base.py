@@ -318,7 +318,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
     def _digits_lost(self) -> float:
         """Return log₁₀ of the largest ratio of prior to noise variance: the condition of B = I + W½ K W½ grows so."""
         with torch.no_grad():
-            prior = prior_variance(self._model.prior.kernel, self.posterior_.plan.X)
+            X = make_data(self._rows, self._units, self._model.policy).X
+            prior = prior_variance(self._model.prior.kernel, X)
             ratio = float((self.posterior_.sites.precision * prior).max())
         return float(np.log10(max(ratio, 1.0)))
 

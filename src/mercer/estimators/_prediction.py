@@ -85,8 +85,9 @@ class LatentPredictions:
         """Return cavity means and variances of f per canonical row: one replicate of its site removed."""
         with torch.no_grad():
             m, v = self.posterior_.at_data()
-            prior = self._model.prior.mean_at(self.posterior_.plan.X)
-            weight = make_data(self._rows, self._units, self._model.policy).weight.clamp_min(1.0)
+            data = make_data(self._rows, self._units, self._model.policy)
+            prior = self._model.prior.mean_at(data.X)
+            weight = data.weight.clamp_min(1.0)
             linear = self.posterior_.sites.linear / weight
             precision = self.posterior_.sites.precision / weight
             # v/(1 − v λ2) and its mean; v λ2 < 1 always, by definition of the posterior
@@ -107,8 +108,8 @@ class LatentPredictions:
         generator = torch.Generator().manual_seed(seed)
         if not self.posterior_.pathwise:
             warnings.warn(
-                f"{type(self).__name__}.sample_y: no spectral density is known for this kernel, so samples are exact "
-                "joint draws at these rows and differ between calls with other rows.",
+                f"{type(self).__name__}.sample_y: samples are joint draws at these rows and differ between calls with "
+                "other rows; paths need the exact family and a kernel whose spectral density is known.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -2,5 +2,6 @@
 
 from mercer.families.base import Family, Posterior, Prior
 from mercer.families.exact import Exact
+from mercer.families.sic import SparseInverseCholesky
 
-__all__ = ["Exact", "Family", "Posterior", "Prior"]
+__all__ = ["Exact", "Family", "Posterior", "Prior", "SparseInverseCholesky"]

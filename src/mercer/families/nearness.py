@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mercer.geometry import neighbours, ordering
+from mercer.geometry import neighbours, neighbours_torch, ordering
 from mercer.kernels import Kernel
 from mercer.kernels.evaluate import diag, gram, scaled_inputs
 from mercer.policy import NumericalPolicy
@@ -54,6 +54,8 @@ class Nearness:
 
     def nearest_earlier(self, X: Tensor, m: int) -> np.ndarray:
         """Return the m nearest earlier rows of every row of X, as `mercer.geometry.neighbours` does."""
+        if not self.by_correlation and X.is_cuda:
+            return neighbours_torch.nearest_earlier(self._scaled(X), m, self.policy.chunk_elements).cpu().numpy()
         if not self.by_correlation:
             return neighbours.nearest_earlier(self._coordinates(X), m)
         return self._correlated(X, X, m, earlier=True)[0][:, ::-1].copy()
@@ -68,6 +70,10 @@ class Nearness:
 
     def nearest(self, X: Tensor, X_new: Tensor, m: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the min(m, n) nearest rows of X for every row of X_new and their squared distances, nearest first."""
+        if not self.by_correlation and X.is_cuda:
+            left, right = self._scaled(X), self._scaled(X_new)
+            found, squared = neighbours_torch.nearest(left, right, m, self.policy.chunk_elements)
+            return found.cpu().numpy(), squared.cpu().numpy()
         if not self.by_correlation:
             return neighbours.nearest(self._coordinates(X), self._coordinates(X_new), m)
         return self._correlated(X, X_new, min(m, len(X)), earlier=False)
@@ -78,14 +84,26 @@ class Nearness:
         if not self.by_correlation:
             left, right = (torch.as_tensor(self._coordinates(each)) for each in (A, B))
             return torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square().to(A.device)
-        product = diag(self.kernel, A).unsqueeze(-1) * diag(self.kernel, B)
+        product = diag(self.kernel, A).unsqueeze(-1) * diag(self.kernel, B).unsqueeze(-2)
         # a row without prior variance, such as the origin of a linear kernel, is correlated with nothing
         scale = product.clamp_min(torch.finfo(product.dtype).tiny).rsqrt()
         return (1.0 - (gram(self.kernel, A, B, policy=self.policy) * scale).abs()).clamp_min(0.0)
 
+    @torch.no_grad()
+    def squared_of(self, X: Tensor, pairs: Tensor) -> Tensor:
+        """Return the squared distance of every row i of X to its rows pairs[i], (n, m)."""
+        others = X[pairs.clamp_min(0)]
+        if not self.by_correlation:
+            left, right = (torch.as_tensor(self._coordinates(each), device=X.device) for each in (X, others))
+            return (left.unsqueeze(-2) - right).square().sum(-1)
+        return self.squared(X.unsqueeze(-2), others).squeeze(-2)
+
     def _coordinates(self, X: Tensor) -> np.ndarray:
+        return self._scaled(X).double().cpu().numpy()
+
+    def _scaled(self, X: Tensor) -> Tensor:
         scaled = scaled_inputs(self.kernel, X)
-        return (X if scaled is None else scaled).double().cpu().numpy()
+        return X if scaled is None else scaled
 
     def _correlated(self, X: Tensor, X_new: Tensor, m: int, earlier: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the nearest rows, nearest first and −1 for none, and their squared distances, ∞ for none."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mercer.families.base import Prior
 from mercer.families.nearness import Nearness
+from mercer.geometry.neighbours import moved
+from mercer.kernels.evaluate import diag, scaled_inputs
 from mercer.linalg.sic import Pattern
 from mercer.policy import NumericalPolicy
 
@@ -18,7 +20,9 @@ class SicPlan:
     """Order and neighbours for the rows of X under a prior; integers, found without gradients.
 
     ``order`` (n,) are the rows in maximin order, ``X`` (n, d) the inputs and ``pattern`` the neighbours in that
-    order, ``distance`` (n,) the maximin distances; ``notes`` what a user should know of them.
+    order, ``distance`` (n,) the maximin distances; ``scale`` (d,) how many lengthscales the inputs spread over (None
+    where the kernel has no such), ``notes`` what a user should know, and ``rows`` the columns that a sum over columns
+    takes (all if None).
     """
 
     order: Tensor
@@ -26,7 +30,49 @@ class SicPlan:
     pattern: Pattern
     distance: Tensor
     policy: NumericalPolicy
+    scale: Tensor | None = None
     notes: tuple[str, ...] = ()
+    rows: Tensor | None = None
+
+    def chunks(self, rows: Tensor | None, members: int = 1) -> tuple[Tensor, ...]:
+        """Split columns (all if None) so that the tiles of a chunk, for each member of a batch, fit the policy."""
+        columns = self.pattern.columns
+        rows = torch.arange(len(columns), device=columns.device) if rows is None else rows
+        return rows.split(self.policy.chunk_rows(4 * members * columns.shape[-1] ** 2))
+
+    @property
+    def position(self) -> Tensor:
+        """(n,), where each row of the data stands in the order."""
+        return torch.empty_like(self.order).index_copy(
+            0, self.order, torch.arange(len(self.order), device=self.order.device)
+        )
+
+    @property
+    def in_data_order(self) -> Tensor:
+        """(n, d), the inputs in the order of the data."""
+        return torch.empty_like(self.X).index_copy(0, self.order, self.X)
+
+    @torch.no_grad()
+    def prior_variance(self, prior: Prior) -> Tensor:
+        """Return the mean prior variance of the rows, a scalar in units of f²."""
+        return diag(prior.kernel, self.X).mean()
+
+    def stale(self, prior: Prior) -> bool:
+        """Whether lengthscales that matter have moved by more than a factor of 1.5 against each other.
+
+        All moving together leaves order and neighbours as they are.
+        """
+        scale = spread_in_lengthscales(prior, self.X)
+        if scale is None or self.scale is None:
+            return False
+        return moved(scale.cpu().numpy(), self.scale.cpu().numpy())
+
+
+@torch.no_grad()
+def spread_in_lengthscales(prior: Prior, X: Tensor) -> Tensor | None:
+    """Return the standard deviation of each column of X over its lengthscale, (d,); None without lengthscales."""
+    scaled = scaled_inputs(prior.kernel, X)
+    return None if scaled is None else scaled.std(0, correction=0)
 
 
 @torch.no_grad()
@@ -65,4 +111,5 @@ def plan_columns(
     )
     pattern = Pattern(torch.as_tensor(neighbours, device=X.device))
     notes = () if nearness.note is None else (nearness.note,)
-    return SicPlan(index, ordered, pattern, torch.as_tensor(distance, device=X.device), policy, notes)
+    scale = spread_in_lengthscales(prior, X)
+    return SicPlan(index, ordered, pattern, torch.as_tensor(distance, device=X.device), policy, scale, notes)

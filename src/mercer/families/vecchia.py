@@ -1,13 +1,15 @@
-"""Vecchia's approximation of the data: each row given some of the rows before it.
+"""Vecchia's approximation: each row given some of the rows before it, as columns of a sparse inverse Cholesky factor.
 
-p̂(y) = ∏ᵢ p(yᵢ | y_sᵢ) of noisy data is one sparse inverse Cholesky factor U of K + diag(noise), column by column,
-so that log p̂(y) is a plain sum over rows and any subset of rows estimates it without bias.
+Of the latent process, the factor U of K is the prior p̂(f) = ∏ᵢ p(fᵢ | f_sᵢ); of noisy data, that of K + diag(noise)
+makes log p̂(y) a plain sum over rows, which any subset of rows estimates without bias. New rows are more columns.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,25 +19,57 @@ from mercer.families.base import Prior
 from mercer.families.nearness import Nearness
 from mercer.families.sic_plan import SicPlan
 from mercer.kernels.evaluate import gram
-from mercer.linalg.sic import column_factors
+from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.linalg.sic import Pattern, column_factors, solve
+
+_APART = 1e-2  # nugget of new rows, in units of prior variance and of the square root of a rounding error
 
 
-def response_log_likelihood(
-    prior: Prior, plan: SicPlan, y: Tensor, noise: Tensor, rows: Tensor | None = None
-) -> Tensor:
+def prior_factor(prior: Prior, plan: SicPlan) -> tuple[Tensor, float]:
+    """Return U of the latent prior, (n, w), differentiable in the hyperparameters, and the relative jitter it took.
+
+    The jitter is a nugget, part of the model: where one tile needs it all get it, or else the conditionals would not
+    belong to one process.
+
+    Raises
+    ------
+    NotPositiveDefiniteError
+        The ladder of jitters was not enough.
+    """
+    for jitter in plan.policy.jitter_ladder or (0.0,):
+        nugget = _nugget(prior, plan, jitter)
+        try:
+            chunks = [_checkpointed(_prior_columns, prior, plan, nugget, chunk) for chunk in plan.chunks(None)]
+            return torch.cat(chunks, -2), jitter
+        except NotPositiveDefiniteError as failure:
+            reason = failure
+    raise reason
+
+
+def response_columns(prior: Prior, plan: SicPlan, noise: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
+    """Return columns ``chunk`` (B,) of the factor of K + diag(noise), (*b, B, w), and their tiles (*b, B, w, w).
+
+    ``noise`` is (*b, n) in the plan's order.
+    """
+    columns = plan.pattern.columns[chunk]
+    index = columns.clamp_min(0)
+    tiles = gram(prior.kernel, plan.X[index], policy=plan.policy) + torch.diag_embed(noise[..., index])
+    return column_factors(tiles, plan.pattern.padding[chunk]), tiles
+
+
+def response_log_likelihood(prior: Prior, plan: SicPlan, y: Tensor, noise: Tensor) -> Tensor:
     """Return log p̂(y) of noisy data, in nats, with its gradient in the hyperparameters.
 
     Parameters
     ----------
     prior : Prior
     plan : SicPlan
+        Where it has ``rows``, n/r times the sum over those r columns stands for the whole: over random rows that is
+        log p̂(y) in expectation.
     y : (*b, n)
-        Targets minus the prior mean, in the order of the data; batch members share the factor.
-    noise : (n,) or (1,)
-        Noise variance of each row, > 0, in units of y².
-    rows : (r,) int tensor, optional
-        Positions in the plan's order to sum over instead of all; times n/r the expectation over random rows is
-        log p̂(y).
+        Targets minus the prior mean, in the order of the data.
+    noise : (*b, n), or fewer dimensions
+        Noise variance of each row, > 0, in units of y²; batch members with one noise share the factor.
 
     Returns
     -------
@@ -50,116 +84,115 @@ def response_log_likelihood(
     ----------
     Vecchia (1988); Guinness (2021), "Gaussian process learning via Fisher scoring of Vecchia's approximation".
     """
-    noise = noise.expand(plan.X.shape[-2])[plan.order]
+    noise = noise.expand(*noise.shape[:-1], len(plan.X))[..., plan.order]
     y = y[..., plan.order]
     total = y.new_zeros(y.shape[:-1])
-    for chunk in _chunks(plan, rows):
 
-        def of_chunk(y: Tensor, noise: Tensor, chunk: Tensor = chunk) -> Tensor:
-            columns = plan.pattern.columns[chunk]
-            u = column_factors(_tiles(prior, plan, noise, columns), plan.pattern.padding[chunk])
-            white = (u * y[..., columns.clamp_min(0)]).sum(-1)
-            return (u[:, -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(chunk)
+    def of_chunk(y: Tensor, noise: Tensor, chunk: Tensor) -> Tensor:
+        u, _ = response_columns(prior, plan, noise, chunk)
+        white = (u * y[..., plan.pattern.columns[chunk].clamp_min(0)]).sum(-1)
+        return (u[..., -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(chunk)
 
-        total = total + checkpoint(of_chunk, y, noise, use_reentrant=False, preserve_rng_state=False)
-    return total
-
-
-@torch.no_grad()
-def response_marginals(
-    prior: Prior, plan: SicPlan, y: Tensor, noise: Tensor, X_new: Tensor, n_neighbors: int = 60
-) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of the latent function at new rows, each given the nearest noisy data.
-
-    Parameters
-    ----------
-    prior, plan, y, noise
-        As in `response_log_likelihood`.
-    X_new : (q, d)
-    n_neighbors : int
-        How many data each new row is conditioned on.
-
-    Returns
-    -------
-    mean : (*b, q)
-        Without the prior mean.
-    variance : (q,)
-        Units of f².
-    """
-    data = _data_first(plan, y, noise, X_new[:0])
-    found, _ = Nearness(prior.kernel, plan.X, plan.policy).nearest(plan.X, X_new, n_neighbors)
-    near = torch.as_tensor(found, device=X_new.device)
-    means, variances = [], []
-    size = plan.policy.chunk_rows(4 * (near.shape[-1] + 1) ** 2)
-    for rows, columns in zip(X_new.split(size), near.split(size), strict=True):
-        given, own = data.X[columns], rows.unsqueeze(-2)
-        tiles = gram(prior.kernel, torch.cat([given, own], -2), policy=plan.policy)
-        tiles.diagonal(dim1=-2, dim2=-1)[:, :-1].add_(data.noise[columns])
-        u = column_factors(tiles, torch.zeros(tiles.shape[:-1], dtype=torch.bool, device=tiles.device))
-        means.append(-(u[:, :-1] * data.y[..., columns]).sum(-1) / u[:, -1])
-        variances.append(u[:, -1].reciprocal().square())
-    return torch.cat(means, -1), torch.cat(variances)
-
-
-@torch.no_grad()
-def response_joint(
-    prior: Prior, plan: SicPlan, y: Tensor, noise: Tensor, X_new: Tensor, n_neighbors: int = 60
-) -> tuple[Tensor, Tensor]:
-    """Return mean (*b, q) and covariance (q, q) of the latent function at new rows.
-
-    Each new row is given the nearest of the noisy data and of the new rows before it, so that the draws of one
-    sparse factor agree with one another. O(q m³ + q³) operations.
-    """
-    q, n = len(X_new), len(plan.X)
-    data = _data_first(plan, y, noise, X_new)
-    nearness = Nearness(prior.kernel, plan.X, plan.policy)
-    near, squared = (
-        torch.as_tensor(each, device=X_new.device) for each in nearness.nearest(plan.X, X_new, n_neighbors)
-    )
-    new = torch.arange(q, device=X_new.device)
-    away = torch.cat([squared, nearness.squared(X_new, X_new).to(squared)], -1)
-    # a row sees only the new rows before it
-    away[:, near.shape[-1] :].masked_fill_(new >= new.unsqueeze(-1), torch.inf)
-    candidates = torch.cat([near, (n + new).expand(q, q)], -1)
-    away, chosen = away.sort(dim=-1, stable=True)
-    picked = candidates.gather(-1, chosen).masked_fill(away.isinf(), -1)[:, :n_neighbors]
-    columns = torch.cat([picked.sort(-1).values, n + new.unsqueeze(-1)], -1)
-    index = columns.clamp_min(0)
-    tiles = gram(prior.kernel, data.X[index], policy=plan.policy) + torch.diag_embed(data.noise[index])
-    u = column_factors(tiles, columns < 0)
-    # U_** has the columns' entries at new rows, and pulls on the data by the others
-    of_new = columns >= n
-    U = u.new_zeros(q, q)
-    rows, places = of_new.nonzero(as_tuple=True)
-    U[columns[rows, places] - n, rows] = u[rows, places]
-    pull = -(u.masked_fill(of_new, 0.0) * data.y[..., index]).sum(-1)
-    mean = torch.linalg.solve_triangular(U.mT, pull.unsqueeze(-1), upper=False).squeeze(-1)
-    root = torch.linalg.solve_triangular(U, torch.eye(q, dtype=U.dtype, device=U.device), upper=True)
-    return mean, root.mT @ root
+    for chunk in plan.chunks(plan.rows, max(1, noise.shape[:-1].numel())):
+        total = total + _checkpointed(of_chunk, y, noise, chunk)
+    return total if plan.rows is None else total * (len(plan.X) / len(plan.rows))
 
 
 @dataclass(frozen=True)
-class _Given:
-    """Data in the plan's order with new rows behind them, which have neither noise nor targets."""
+class Appended:
+    """New rows given data and, if among themselves, given new rows before them: f* = U_**⁻ᵀ (pull + white noise).
 
-    X: Tensor
-    y: Tensor
-    noise: Tensor
+    Attributes
+    ----------
+    near : (q, m) int tensor
+        Data that each is given, positions in the plan's order, −1 for padding.
+    weights : (*b, q, m)
+        −U_o*: what each takes of those data.
+    factor : (*b, q, w)
+        U_**, on ``pattern``.
+    """
+
+    near: Tensor
+    weights: Tensor
+    factor: Tensor
+    pattern: Pattern
+
+    def pull(self, values: Tensor) -> Tensor:
+        """Return Σ weights · values of the data (*c, n): (*c, q), with the batch of the weights."""
+        return (self.weights * values[..., self.near.clamp_min(0)]).sum(-1)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Return U_**⁻ᵀ x for x (*c, q)."""
+        return solve(self.pattern, self.factor, x, True)
 
 
-def _data_first(plan: SicPlan, y: Tensor, noise: Tensor, X_new: Tensor) -> _Given:
-    noise = noise.expand(len(plan.X))[plan.order]
-    targets = torch.cat([y[..., plan.order], y.new_zeros(*y.shape[:-1], len(X_new))], -1)
-    return _Given(torch.cat([plan.X, X_new]), targets, torch.cat([noise, noise.new_zeros(len(X_new))]))
+def append(
+    prior: Prior, plan: SicPlan, X_new: Tensor, noise: Tensor | None, n_neighbors: int, jitter: float, joint: bool
+) -> Appended:
+    """Return the columns of new rows.
 
+    Parameters
+    ----------
+    prior, plan
+    X_new : (q, d)
+    noise : (*b, n) or None
+        Noise variance of the data in the plan's order; None if it is the latent values that are given.
+    n_neighbors : int
+        How many each new row is given: the nearest data and, if ``joint``, new rows before it.
+    jitter : float
+        Of `prior_factor`.
+    joint : bool
 
-def _chunks(plan: SicPlan, rows: Tensor | None) -> list[Tensor]:
-    columns = plan.pattern.columns
-    rows = torch.arange(len(columns), device=columns.device) if rows is None else rows
-    return list(rows.split(plan.policy.chunk_rows(4 * columns.shape[-1] ** 2)))
-
-
-def _tiles(prior: Prior, plan: SicPlan, noise: Tensor, columns: Tensor) -> Tensor:
-    """Return K_cc + diag(noise_c) of columns (B, w): (B, w, w)."""
+    Returns
+    -------
+    Appended
+    """
+    n, q = len(plan.X), len(X_new)
+    columns = _neighbours_of_new(prior, plan, X_new, n_neighbors, joint)
     index = columns.clamp_min(0)
-    return gram(prior.kernel, plan.X[index], policy=plan.policy) + torch.diag_embed(noise[index])
+    X = torch.cat([plan.X, X_new])
+    nugget = _nugget(prior, plan, jitter)
+    noise = X.new_zeros(n) if noise is None else noise
+    # a new row may be one of the data
+    apart = _APART * torch.finfo(X.dtype).eps ** 0.5 * plan.prior_variance(prior)
+    own = torch.cat([noise, apart.expand(*noise.shape[:-1], q)], -1)
+    tiles = gram(prior.kernel, X[index], policy=plan.policy) + torch.diag_embed(own[..., index] + nugget)
+    u = column_factors(tiles, columns < 0)
+    of_new = columns >= n
+    pattern = Pattern(torch.where(of_new, columns - n, -1)[:, :-1])
+    # the pattern sorts its columns, and those of new rows are last already
+    return Appended(columns.masked_fill(of_new, -1), -u.masked_fill(of_new, 0.0), u.masked_fill(~of_new, 0.0), pattern)
+
+
+def _neighbours_of_new(prior: Prior, plan: SicPlan, X_new: Tensor, m: int, joint: bool) -> Tensor:
+    """Return the nearest data and new rows before each new row, then itself, (q, w), ascending with −1 first."""
+    n, q = len(plan.X), len(X_new)
+    nearness = Nearness(prior.kernel, plan.X, plan.policy)
+    near, squared = (torch.as_tensor(each, device=X_new.device) for each in nearness.nearest(plan.X, X_new, m))
+    own = n + torch.arange(q, device=X_new.device).unsqueeze(-1)
+    if joint and q > 1:
+        earlier = torch.as_tensor(nearness.nearest_earlier(X_new, min(m, q - 1)), device=X_new.device)
+        away = nearness.squared_of(X_new, earlier).to(squared)
+        squared = torch.cat([squared, away.masked_fill(earlier < 0, torch.inf)], -1)
+        near = torch.cat([near, torch.where(earlier < 0, -1, earlier + n)], -1)
+        near = near.gather(-1, squared.sort(dim=-1, stable=True).indices[:, :m])
+    return torch.cat([near.sort(-1).values, own], -1)
+
+
+def _nugget(prior: Prior, plan: SicPlan, jitter: float) -> float | Tensor:
+    return jitter * plan.prior_variance(prior) if jitter else 0.0
+
+
+def _prior_columns(prior: Prior, plan: SicPlan, nugget: float | Tensor, chunk: Tensor) -> Tensor:
+    columns = plan.pattern.columns[chunk]
+    tiles = gram(prior.kernel, plan.X[columns.clamp_min(0)], policy=plan.policy)
+    if isinstance(nugget, Tensor):
+        tiles = tiles + nugget * torch.eye(tiles.shape[-1], dtype=tiles.dtype, device=tiles.device)
+    return column_factors(tiles, plan.pattern.padding[chunk])
+
+
+def _checkpointed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call it, and again for the gradient, so that nothing in between is kept."""
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

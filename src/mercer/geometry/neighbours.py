@@ -6,13 +6,19 @@ nearest neighbour last.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 from scipy.spatial import cKDTree
 
 from mercer import _loops
 
 _CANDIDATES = 3  # so many times m are asked for, since about half of those near a point come later
+_MATTERS = 0.1  # share of the whole spread below which an axis has no say in who is near
 _TREE_DIMENSIONS = 12  # beyond, a tree looks at nearly every point anyway
+_SPARE = 8  # candidates beyond m that let single precision be checked
+_FLAT_ROWS = 4096  # asked at once, so that their candidates' coordinates stay small
 
 
 def nearest_earlier(X: np.ndarray, m: int) -> np.ndarray:
@@ -32,25 +38,30 @@ def nearest_earlier(X: np.ndarray, m: int) -> np.ndarray:
     Notes
     -----
     Blocks of rows double in size; a tree over all rows up to the end of a block is asked for 3 m candidates of each
-    of its rows. Those of which fewer than m come earlier are looked up among all earlier rows.
+    of its rows. Those of which fewer than m come earlier are looked up among all earlier rows. Beyond 12 dimensions
+    faiss, where it is installed, takes the place of the tree.
     """
     X = np.ascontiguousarray(X, dtype=np.float64)
     n = len(X)
     found = np.full((n, m), -1, np.int64)
     start = min(n, 4 * m + 4)
     found[:start] = _loops.earlier_nearest(X, np.arange(start), m)
-    if X.shape[1] > _TREE_DIMENSIONS:
+    flat = X.shape[1] > _TREE_DIMENSIONS
+    if flat and _faiss() is None:
         found[start:] = _loops.earlier_nearest(X, np.arange(start, n), m)
         return found[:, ::-1].copy()
     while start < n:
         stop = min(n, 2 * start)
         rows = np.arange(start, stop)
         asked = min(_CANDIDATES * m + 1, stop)
-        _, near = cKDTree(X[:stop]).query(X[start:stop], k=asked, workers=-1)
-        earlier = near < rows[:, None]
-        # a stable sort keeps the earlier ones first and each group by distance
-        picked = np.take_along_axis(near, np.argsort(~earlier, axis=1, kind="stable")[:, :m], axis=1)
-        short = earlier.sum(1) < m
+        if flat:
+            picked, _, short = _flat_nearest(X[:stop], X[start:stop], m, asked, rows)
+        else:
+            _, near = cKDTree(X[:stop]).query(X[start:stop], k=asked, workers=-1)
+            earlier = near < rows[:, None]
+            # a stable sort keeps the earlier ones first and each group by distance
+            picked = np.take_along_axis(near, np.argsort(~earlier, axis=1, kind="stable")[:, :m], axis=1)
+            short = earlier.sum(1) < m
         picked[short] = _loops.earlier_nearest(X, rows[short], m)
         found[start:stop] = picked
         start = stop
@@ -62,8 +73,58 @@ def nearest(X: np.ndarray, X_new: np.ndarray, m: int) -> tuple[np.ndarray, np.nd
 
     Both are (q, m), nearest first.
     """
-    distance, found = cKDTree(X).query(X_new, k=np.arange(1, min(m, len(X)) + 1), workers=-1)
+    m = min(m, len(X))
+    if X.shape[1] <= _TREE_DIMENSIONS or _faiss() is None:
+        return _tree_nearest(X, X_new, m)
+    found, squared, unsure = _flat_nearest(X, X_new, m, min(m + m // 4 + _SPARE, len(X)))
+    found[unsure], squared[unsure] = _tree_nearest(X, X_new[unsure], m)
+    return found, squared
+
+
+def _tree_nearest(X: np.ndarray, X_new: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+    distance, found = cKDTree(X).query(X_new, k=np.arange(1, m + 1), workers=-1)
     return found.astype(np.int64), distance**2
+
+
+@cache
+def _faiss() -> Any:
+    """Return the optional module, or None where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    return faiss
+
+
+def _flat_nearest(
+    X: np.ndarray, X_new: np.ndarray, m: int, asked: int, before: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the m nearest rows of X, nearest first, their squared distances, and where these are not certain.
+
+    faiss proposes ``asked`` rows by products of matrices in single precision; double precision ranks them. What it
+    left out is farther in single precision than all that it proposed, so that the m nearest are certain where they
+    are nearer than that by more than the rounding. ``before`` (q,) admits only rows of a smaller index.
+    """
+    faiss, middle = _faiss(), X.mean(0)
+    X, X_new = X - middle, X_new - middle  # small norms, small rounding
+    index = faiss.IndexFlatL2(X.shape[1])
+    index.add(X.astype(np.float32))
+    norms = np.sqrt((X_new**2).sum(1)) + np.sqrt((X**2).sum(1).max())
+    rounding = (X.shape[1] + 8) * float(np.finfo(np.float32).eps) * norms**2
+    found, squared = np.empty((len(X_new), m), np.int64), np.empty((len(X_new), m))
+    unsure = np.empty(len(X_new), bool)
+    for start in range(0, len(X_new), _FLAT_ROWS):
+        part = slice(start, start + _FLAT_ROWS)
+        proposed, near = index.search(X_new[part].astype(np.float32), asked)
+        away = ((X_new[part, None] - X[near]) ** 2).sum(-1)
+        if before is not None:
+            away[near >= before[part, None]] = np.inf
+        nearest_first = np.lexsort((near, away))[:, :m]
+        found[part] = np.take_along_axis(near, nearest_first, 1)
+        squared[part] = np.take_along_axis(away, nearest_first, 1)
+        beyond = proposed[:, -1] - rounding[part] if asked < len(X) else np.inf
+        unsure[part] = ~(squared[part, -1] < beyond)
+    return found, squared, unsure
 
 
 def within_radius(X: np.ndarray, distance: np.ndarray, rho: float, largest: int | None = None) -> np.ndarray:
@@ -128,6 +189,16 @@ def level_schedule(neighbours: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(level[order])) + 1) if len(order) else []
 
 
-def moved(lengthscale: np.ndarray, lengthscale_then: np.ndarray, factor: float = 1.5) -> bool:
-    """Whether some lengthscale changed by more than ``factor`` since order and neighbours were found."""
-    return bool(np.abs(np.log(lengthscale) - np.log(lengthscale_then)).max(initial=0.0) > np.log(factor))
+def moved(scale: np.ndarray, scale_then: np.ndarray, factor: float = 1.5) -> bool:
+    """Whether the shape of a cloud of points has changed by more than ``factor`` along some axis that matters.
+
+    Parameters
+    ----------
+    scale, scale_then : (d,) arrays
+        Spread of the points along each axis in lengthscales, now and when order and neighbours were found. Only
+        ratios within each count, and axes that are never a tenth of the whole do not.
+    """
+    now, then = (each / max(np.linalg.norm(each), np.finfo(float).tiny) for each in (scale, scale_then))
+    matters = np.maximum(now, then) > _MATTERS
+    with np.errstate(divide="ignore"):
+        return bool(np.abs(np.log(now[matters] / then[matters])).max(initial=0.0) > np.log(factor))

@@ -10,15 +10,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mercer import _loops
 from mercer.linalg.cholesky import NotPositiveDefiniteError
-
-_SMALLEST_PIVOT = 1e-10  # relative to the diagonal; below it an incomplete factor has broken down
-_FIRST_SHIFT, _SHIFT_GROWTH, _SHIFTS = 1e-3, 4.0, 12
 
 
 class Pattern:
@@ -211,51 +207,3 @@ def _scatter(pattern: Pattern, entries: Tensor) -> Tensor:
     """Sum entries (*b, n, w) over equal rows of the matrix: (*b, n)."""
     flat = entries.masked_fill(pattern.padding, 0.0).flatten(-2)
     return flat.new_zeros(*flat.shape[:-1], pattern.n).index_add(-1, pattern.columns.clamp_min(0).flatten(), flat)
-
-
-def incomplete_posterior(pattern: Pattern, val: Tensor, precision: Tensor) -> tuple[Tensor, float]:
-    """Return V on the pattern with V Vᵀ ≈ U Uᵀ + diag(λ): incomplete Cholesky without fill-in.
-
-    Parameters
-    ----------
-    pattern : Pattern
-    val : (*b, n, w)
-        U.
-    precision : (*b, n)
-        λ.
-
-    Returns
-    -------
-    V : (*b, n, w)
-        Its product equals the matrix on the pattern; not differentiable.
-    shift : float
-        What was added to the diagonal, relative to it, before no pivot broke down; 0 as a rule. With a shift V is
-        a preconditioner and no longer an approximation of the posterior.
-
-    Raises
-    ------
-    NotPositiveDefiniteError
-        No shift helped.
-
-    Notes
-    -----
-    O(n w² log w) operations, sequential, on the CPU whatever the device of the arguments.
-    """
-    batch = torch.broadcast_shapes(val.shape[:-2], precision.shape[:-1])
-    columns = pattern.columns.cpu().numpy()
-    factors = val.detach().expand(*batch, -1, -1).reshape(-1, *val.shape[-2:]).double().cpu().numpy()
-    sites = precision.detach().expand(*batch, -1).reshape(-1, pattern.n).double().cpu().numpy()
-    entries = np.stack([_loops.sic_precision(columns, factor) for factor in factors])
-    entries[..., -1] += sites
-    shift = 0.0
-    for _ in range(_SHIFTS):
-        shifted = entries.copy()
-        shifted[..., -1] *= 1.0 + shift
-        found = [_loops.incomplete_cholesky(columns, each, _SMALLEST_PIVOT) for each in shifted]
-        if all(broken < 0 for _, broken in found):
-            V = torch.as_tensor(np.stack([each for each, _ in found])).to(val)
-            return V.reshape(*batch, *val.shape[-2:]), shift
-        shift = _FIRST_SHIFT if shift == 0.0 else shift * _SHIFT_GROWTH
-    raise NotPositiveDefiniteError(
-        "The posterior precision has no incomplete factor: negative sites outweigh the prior."
-    )

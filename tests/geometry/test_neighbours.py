@@ -71,6 +71,7 @@ def test_nearest_rows_of_another_set_come_nearest_first(m):
 def proposals(monkeypatch):
     """faiss, counting how often it is asked."""
     faiss = pytest.importorskip("faiss")
+    monkeypatch.setattr(neighbours, "_FLAT_FROM", 0)
     count = []
     search = faiss.IndexFlatL2.search
     monkeypatch.setattr(faiss.IndexFlatL2, "search", lambda self, *a: count.append(1) or search(self, *a))

@@ -6,7 +6,7 @@ from toys import X_NEW, normal, problem
 
 from mercer._typing import Sites
 from mercer.inference import Conjugate, Dual, Laplace, PowerEP, run
-from mercer.inference.hyper import Evidence
+from mercer.inference.evidence import Evidence
 from mercer.inference.objective import evidence_lower_bound
 
 

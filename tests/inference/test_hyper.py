@@ -14,7 +14,8 @@ from toys import DTYPE, normal, problem
 from mercer._typing import Data
 from mercer.families import Exact, Prior
 from mercer.inference import Conjugate, Dual, Laplace, PowerEP
-from mercer.inference.hyper import Evidence, learn
+from mercer.inference.evidence import Evidence
+from mercer.inference.hyper import learn
 from mercer.inference.theta import ThetaVector, at_bounds
 from mercer.kernels import Matern32, Matern52, Periodic
 from mercer.kernels.means import constant_mean

@@ -42,7 +42,8 @@ from mercer.estimators._validation import (
     to_numpy,
 )
 from mercer.families.base import Prior
-from mercer.inference.hyper import Learned, learn
+from mercer.inference.evidence import Learned
+from mercer.inference.hyper import learn
 from mercer.inference.theta import ThetaVector
 from mercer.kernels import diag as prior_variance
 from mercer.kernels import get_kernel, prepare, to_model_units

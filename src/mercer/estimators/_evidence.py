@@ -10,7 +10,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from mercer.estimators._rows import Rows, Units, make_data
-from mercer.inference.hyper import Evidence
+from mercer.inference.evidence import Evidence
 from mercer.inference.theta import ThetaVector
 from mercer.kernels import rescale
 from mercer.linalg.cholesky import NotPositiveDefiniteError

@@ -7,7 +7,7 @@ gradients) and conditions often. It never sees a likelihood: sites are numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -61,10 +61,20 @@ class Posterior(Protocol):
 
 @runtime_checkable
 class Family(Protocol):
-    """Gaussian structure of prior and posterior."""
+    """Gaussian structure of prior and posterior.
+
+    ``sums_over_columns`` says that the evidence of noisy Gaussian data is a sum that random terms estimate; the family
+    then has ``subset(plan, rows)``, which returns the plan of some of them.
+    """
+
+    name: ClassVar[str]
+    sums_over_columns: bool
 
     def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> Any:
         """Choose orderings, neighbours or inducing points for the rows X. No gradients."""
+
+    def stale(self, prior: Prior, plan: Any) -> bool:
+        """Whether the plan should be made anew, because the prior's hyperparameters have moved since."""
 
     def condition(self, prior: Prior, plan: Any, sites: Sites) -> Posterior:
         """Return the posterior under the prior and the sites."""

@@ -41,6 +41,11 @@ class Exact:
     """
 
     name: ClassVar[str] = "exact"
+    sums_over_columns: ClassVar[bool] = False
+
+    def stale(self, prior: Prior, plan: ExactPlan) -> bool:
+        """Return False: rows are rows."""
+        return False
 
     def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> ExactPlan:
         """Keep the rows X, shape (n, d)."""

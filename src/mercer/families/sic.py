@@ -18,7 +18,8 @@ from torch import Tensor
 from mercer._typing import Sites
 from mercer.families.base import Prior
 from mercer.families.sic_plan import SicPlan, plan_columns
-from mercer.families.vecchia import Appended, append, prior_factor, response_log_likelihood
+from mercer.families.vecchia import Appended, append, prior_factor, response_columns, response_log_likelihood
+from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.linalg.sic_posterior import PosteriorPrecision
 from mercer.policy import NumericalPolicy
 
@@ -63,7 +64,6 @@ class SparseInverseCholesky:
     rho: float = 2.0
     form: str = "auto"
     name: ClassVar[str] = "sic"
-    prior_is_exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.pattern not in ("knn", "ball"):
@@ -72,6 +72,11 @@ class SparseInverseCholesky:
             raise ValueError(f"form must be 'auto', 'response' or 'latent', got {self.form!r}.")
         if self.n_neighbors_predict < 1:
             raise ValueError(f"n_neighbors_predict must be at least 1, got {self.n_neighbors_predict}.")
+
+    @property
+    def sums_over_columns(self) -> bool:
+        """Whether the evidence of Gaussian data is a sum over columns."""
+        return self.form != "latent"
 
     def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> SicPlan:
         """Order the rows X (n, d) and find their neighbours at the prior's present lengthscales."""
@@ -101,8 +106,8 @@ class SicPosterior:
         λ1 and λ2, (*b, n), of the centred latent g = f − μ.
     family : SparseInverseCholesky
         Its options.
-    prior_factor : tuple of (n, w) Tensor and float, optional
-        U and the jitter that it took, when the caller has them.
+    prior_factor : (n, w), optional
+        U, when the caller has it.
     near : (*b, n), optional
         Where the solve for the mean begins, in the plan's order.
     """
@@ -115,7 +120,7 @@ class SicPosterior:
         plan: SicPlan,
         sites: Sites,
         family: SparseInverseCholesky,
-        prior_factor: tuple[Tensor, float] | None = None,
+        prior_factor: Tensor | None = None,
         near: Tensor | None = None,
     ):
         self.prior, self.plan, self.sites, self.family = prior, plan, sites, family
@@ -130,13 +135,12 @@ class SicPosterior:
         """Compute what predictions need, then forget what only gradients need."""
         if self.latent:
             _ = self._mean_in_order
-            val, jitter = self.U
-            self._prior_factor = val.detach(), jitter
+            self._prior_factor = self.U.detach()
             self.precision.release()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._prior_factor is None or not self._prior_factor[0].requires_grad:
+        if self._prior_factor is None or not self._prior_factor.requires_grad:
             return self.__dict__
         state = {**self.__dict__, "_prior_factor": None}
         state.pop("precision", None)
@@ -145,8 +149,8 @@ class SicPosterior:
     # ---- the prior's factor U and the posterior's V, rows in the plan's order
 
     @property
-    def U(self) -> tuple[Tensor, float]:
-        """Factor of the prior, (n, w), differentiable, and its relative jitter."""
+    def U(self) -> Tensor:
+        """Factor of the prior, (n, w), differentiable."""
         if self._prior_factor is None:
             with torch.enable_grad():
                 self._prior_factor = prior_factor(self.prior, self.plan)
@@ -155,20 +159,39 @@ class SicPosterior:
     @cached_property
     def precision(self) -> PosteriorPrecision:
         """Λ and its incomplete factor V."""
+        precision = self._ordered(self.sites.precision)
         with torch.enable_grad():
-            return PosteriorPrecision(self.plan.pattern, self.U[0], self._ordered(self.sites.precision))
+            while True:
+                try:
+                    return PosteriorPrecision(self.plan.pattern, self.U, precision, shifting=False)
+                except NotPositiveDefiniteError as failure:
+                    if self._is_for_want_of_a_prior(precision):
+                        self.plan.nugget.raise_after(failure)
+                        self._prior_factor = None
+                        continue
+                    raise
+
+    def _is_for_want_of_a_prior(self, precision: Tensor) -> bool:
+        """Whether a factor that broke down would have done so without negative sites: rows are nearly the same."""
+        if not bool((precision < 0).any()):
+            return True
+        try:
+            PosteriorPrecision(self.plan.pattern, self.U.detach(), precision.clamp_min(0.0), shifting=False)
+        except NotPositiveDefiniteError:
+            return True
+        return False
 
     @property
     def jitter(self) -> float:
-        """Relative jitter that the prior's tiles needed; 0 as a rule."""
-        return self._prior_factor[1] if self._prior_factor is not None else 0.0
+        """Relative jitter that the latent prior needed; 0 as a rule."""
+        return self.plan.nugget.value
 
     @cached_property
     def latent(self) -> bool:
         """Whether predictions come from the latent form."""
         if self.family.form == "latent" or not self._are_data:
             return True
-        noise_to_signal = 1.0 / (self.sites.precision * self._prior_variance).clamp_min(1.0 / _UNSEEN)
+        noise_to_signal = 1.0 / (self.sites.precision * self._prior_variance.detach()).clamp_min(1.0 / _UNSEEN)
         return self.family.form == "auto" and bool(noise_to_signal.median() > _NOISY)
 
     @cached_property
@@ -220,8 +243,12 @@ class SicPosterior:
         constant = 0.5 * (2 * math.pi * noise).log().expand(*noise.shape[:-1], len(self.plan.X)).sum(-1)
         return response_log_likelihood(self.prior, self.plan, target, noise) + constant
 
+    def response_columns(self, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        """Return columns ``chunk`` (B,) of the factor of K + noise, (*b, B, w), and their tiles (*b, B, w, w)."""
+        return response_columns(self.prior, self.plan, self._ordered(self._targets()[1]), chunk)
+
     def _prior_logdet(self) -> Tensor:
-        return 2.0 * self.U[0][:, -1].log().sum()
+        return 2.0 * self.U[:, -1].log().sum()
 
     def site_terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return log Z (*b,), and the mean and variance of g at the data (*b, n), all differentiable.
@@ -275,10 +302,10 @@ class SicPosterior:
         """Return the columns of new rows and the values of the data that they are given, (*b, n)."""
         m = self.family.n_neighbors_predict
         if self.latent:
-            _, jitter = self.U
-            return append(self.prior, self.plan, X, None, m, jitter, joint), self._mean_in_order
+            values = self._mean_in_order  # which may raise the nugget
+            return append(self.prior, self.plan, X, None, m, joint), values
         target, noise = (self._ordered(each) for each in self._targets())
-        return append(self.prior, self.plan, X, noise, m, 0.0, joint), target
+        return append(self.prior, self.plan, X, noise, m, joint), target
 
     def _chunks(self, X: Tensor) -> tuple[Tensor, ...]:
         width = 1 + min(self.family.n_neighbors_predict, len(self.plan.X))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +13,25 @@ from mercer.geometry.neighbours import moved
 from mercer.kernels.evaluate import diag, scaled_inputs
 from mercer.linalg.sic import Pattern
 from mercer.policy import NumericalPolicy
+
+
+class Nugget:
+    """The relative jitter of a prior, raised where factors break down and never lowered.
+
+    It is part of the model: all rows have it, new ones too, and once raised so have all evaluations with one plan.
+    """
+
+    _LADDER = (0.0, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3)
+
+    def __init__(self, dtype: torch.dtype):
+        self._left = [each for each in self._LADDER if each == 0.0 or each > torch.finfo(dtype).eps]
+        self.value = self._left.pop(0)
+
+    def raise_after(self, failure: Exception) -> None:
+        """Take the next value, or raise ``failure`` again after the last."""
+        if not self._left:
+            raise failure
+        self.value = self._left.pop(0)
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,7 @@ class SicPlan:
     scale: Tensor | None = None
     notes: tuple[str, ...] = ()
     rows: Tensor | None = None
+    nugget: Nugget = field(default_factory=lambda: Nugget(torch.float64), compare=False)
 
     def chunks(self, rows: Tensor | None, members: int = 1) -> tuple[Tensor, ...]:
         """Split columns (all if None) so that the tiles of a chunk, for each member of a batch, fit the policy."""
@@ -52,9 +72,8 @@ class SicPlan:
         """(n, d), the inputs in the order of the data."""
         return torch.empty_like(self.X).index_copy(0, self.order, self.X)
 
-    @torch.no_grad()
     def prior_variance(self, prior: Prior) -> Tensor:
-        """Return the mean prior variance of the rows, a scalar in units of f²."""
+        """Return the mean prior variance of the rows, a scalar in units of f², differentiable."""
         return diag(prior.kernel, self.X).mean()
 
     def stale(self, prior: Prior) -> bool:
@@ -112,4 +131,13 @@ def plan_columns(
     pattern = Pattern(torch.as_tensor(neighbours, device=X.device))
     notes = () if nearness.note is None else (nearness.note,)
     scale = spread_in_lengthscales(prior, X)
-    return SicPlan(index, ordered, pattern, torch.as_tensor(distance, device=X.device), policy, scale, notes)
+    return SicPlan(
+        index,
+        ordered,
+        pattern,
+        torch.as_tensor(distance, device=X.device),
+        policy,
+        scale,
+        notes,
+        nugget=Nugget(X.dtype),
+    )

@@ -22,28 +22,30 @@ from mercer.kernels.evaluate import gram
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.linalg.sic import Pattern, column_factors, solve
 
+_ROUNDING = 1e-3  # share of a conditional variance that rounding may make up
 _APART = 1e-2  # nugget of new rows, in units of prior variance and of the square root of a rounding error
 
 
-def prior_factor(prior: Prior, plan: SicPlan) -> tuple[Tensor, float]:
-    """Return U of the latent prior, (n, w), differentiable in the hyperparameters, and the relative jitter it took.
-
-    The jitter is a nugget, part of the model: where one tile needs it all get it, or else the conditionals would not
-    belong to one process.
+def prior_factor(prior: Prior, plan: SicPlan) -> Tensor:
+    """Return U of the latent prior, (n, w), differentiable in the hyperparameters.
 
     Raises
     ------
     NotPositiveDefiniteError
-        The ladder of jitters was not enough.
+        Some row is known to rounding from its neighbours, at the largest nugget too.
     """
-    for jitter in plan.policy.jitter_ladder or (0.0,):
-        nugget = _nugget(prior, plan, jitter)
+    while True:
         try:
-            chunks = [_checkpointed(_prior_columns, prior, plan, nugget, chunk) for chunk in plan.chunks(None)]
-            return torch.cat(chunks, -2), jitter
+            chunks = [_checkpointed(_prior_columns, prior, plan, chunk) for chunk in plan.chunks(None)]
+            U = torch.cat(chunks, -2)
+            known = U.detach()[..., -1].square().amax() * plan.prior_variance(prior).detach()
+            if bool(known * torch.finfo(U.dtype).eps > _ROUNDING):
+                raise NotPositiveDefiniteError(
+                    "Some rows are known from their neighbours to rounding: look for near-duplicates."
+                )
+            return U
         except NotPositiveDefiniteError as failure:
-            reason = failure
-    raise reason
+            plan.nugget.raise_after(failure)
 
 
 def response_columns(prior: Prior, plan: SicPlan, noise: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,9 +128,7 @@ class Appended:
         return solve(self.pattern, self.factor, x, True)
 
 
-def append(
-    prior: Prior, plan: SicPlan, X_new: Tensor, noise: Tensor | None, n_neighbors: int, jitter: float, joint: bool
-) -> Appended:
+def append(prior: Prior, plan: SicPlan, X_new: Tensor, noise: Tensor | None, n_neighbors: int, joint: bool) -> Appended:
     """Return the columns of new rows.
 
     Parameters
@@ -139,8 +139,6 @@ def append(
         Noise variance of the data in the plan's order; None if it is the latent values that are given.
     n_neighbors : int
         How many each new row is given: the nearest data and, if ``joint``, new rows before it.
-    jitter : float
-        Of `prior_factor`.
     joint : bool
 
     Returns
@@ -151,12 +149,14 @@ def append(
     columns = _neighbours_of_new(prior, plan, X_new, n_neighbors, joint)
     index = columns.clamp_min(0)
     X = torch.cat([plan.X, X_new])
-    nugget = _nugget(prior, plan, jitter)
-    noise = X.new_zeros(n) if noise is None else noise
     # a new row may be one of the data
     apart = _APART * torch.finfo(X.dtype).eps ** 0.5 * plan.prior_variance(prior)
+    if noise is None:
+        noise, tiles = X.new_zeros(n), _prior_tiles(prior, plan, X[index])
+    else:
+        tiles = gram(prior.kernel, X[index], policy=plan.policy)
     own = torch.cat([noise, apart.expand(*noise.shape[:-1], q)], -1)
-    tiles = gram(prior.kernel, X[index], policy=plan.policy) + torch.diag_embed(own[..., index] + nugget)
+    tiles = tiles + torch.diag_embed(own[..., index])
     u = column_factors(tiles, columns < 0)
     of_new = columns >= n
     pattern = Pattern(torch.where(of_new, columns - n, -1)[:, :-1])
@@ -179,16 +179,18 @@ def _neighbours_of_new(prior: Prior, plan: SicPlan, X_new: Tensor, m: int, joint
     return torch.cat([near.sort(-1).values, own], -1)
 
 
-def _nugget(prior: Prior, plan: SicPlan, jitter: float) -> float | Tensor:
-    return jitter * plan.prior_variance(prior) if jitter else 0.0
+def _prior_tiles(prior: Prior, plan: SicPlan, X: Tensor) -> Tensor:
+    """Return tiles of the latent prior at rows X (B, w, d), nugget included: (B, w, w)."""
+    tiles = gram(prior.kernel, X, policy=plan.policy)
+    if plan.nugget.value == 0.0:
+        return tiles
+    eye = torch.eye(tiles.shape[-1], dtype=tiles.dtype, device=tiles.device)
+    return tiles + plan.nugget.value * plan.prior_variance(prior) * eye
 
 
-def _prior_columns(prior: Prior, plan: SicPlan, nugget: float | Tensor, chunk: Tensor) -> Tensor:
-    columns = plan.pattern.columns[chunk]
-    tiles = gram(prior.kernel, plan.X[columns.clamp_min(0)], policy=plan.policy)
-    if isinstance(nugget, Tensor):
-        tiles = tiles + nugget * torch.eye(tiles.shape[-1], dtype=tiles.dtype, device=tiles.device)
-    return column_factors(tiles, plan.pattern.padding[chunk])
+def _prior_columns(prior: Prior, plan: SicPlan, chunk: Tensor) -> Tensor:
+    X = plan.X[plan.pattern.columns[chunk].clamp_min(0)]
+    return column_factors(_prior_tiles(prior, plan, X), plan.pattern.padding[chunk])
 
 
 def _checkpointed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -18,6 +18,8 @@ _CANDIDATES = 3  # so many times m are asked for, since about half of those near
 _MATTERS = 0.1  # share of the whole spread below which an axis has no say in who is near
 _TREE_DIMENSIONS = 12  # beyond, a tree looks at nearly every point anyway
 _SPARE = 8  # candidates beyond m that let single precision be checked
+_FLAT_FROM = 10_000  # rows; among fewer the compiled loop is faster
+_FLAT_GROWTH = 4  # a flat index costs nothing to build and looks at all, so its blocks grow by a quarter only
 _FLAT_ROWS = 4096  # asked at once, so that their candidates' coordinates stay small
 
 
@@ -39,24 +41,23 @@ def nearest_earlier(X: np.ndarray, m: int) -> np.ndarray:
     -----
     Blocks of rows double in size; a tree over all rows up to the end of a block is asked for 3 m candidates of each
     of its rows. Those of which fewer than m come earlier are looked up among all earlier rows. Beyond 12 dimensions
-    faiss, where it is installed, takes the place of the tree.
+    all rows are looked up, or faiss, where it is installed, takes the place of the tree beyond the first 10 000.
     """
     X = np.ascontiguousarray(X, dtype=np.float64)
     n = len(X)
     found = np.full((n, m), -1, np.int64)
-    start = min(n, 4 * m + 4)
-    found[:start] = _loops.earlier_nearest(X, np.arange(start), m)
     flat = X.shape[1] > _TREE_DIMENSIONS
-    if flat and _faiss() is None:
-        found[start:] = _loops.earlier_nearest(X, np.arange(start, n), m)
-        return found[:, ::-1].copy()
+    start = 4 * m + 4 if not flat else n if _faiss() is None else max(_FLAT_FROM, 4 * m + 4)
+    start = min(n, start)
+    found[:start] = _loops.earlier_nearest(X, np.arange(start), m)
     while start < n:
-        stop = min(n, 2 * start)
+        stop = min(n, start + (start // _FLAT_GROWTH if flat else start))
         rows = np.arange(start, stop)
-        asked = min(_CANDIDATES * m + 1, stop)
         if flat:
+            asked = min(m + m // 2 + _SPARE, stop)
             picked, _, short = _flat_nearest(X[:stop], X[start:stop], m, asked, rows)
         else:
+            asked = min(_CANDIDATES * m + 1, stop)
             _, near = cKDTree(X[:stop]).query(X[start:stop], k=asked, workers=-1)
             earlier = near < rows[:, None]
             # a stable sort keeps the earlier ones first and each group by distance
@@ -116,7 +117,8 @@ def _flat_nearest(
     for start in range(0, len(X_new), _FLAT_ROWS):
         part = slice(start, start + _FLAT_ROWS)
         proposed, near = index.search(X_new[part].astype(np.float32), asked)
-        away = ((X_new[part, None] - X[near]) ** 2).sum(-1)
+        steps = X_new[part, None] - X[near]
+        away = np.einsum("qkd,qkd->qk", steps, steps)
         if before is not None:
             away[near >= before[part, None]] = np.inf
         nearest_first = np.lexsort((near, away))[:, :m]

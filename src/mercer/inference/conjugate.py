@@ -25,7 +25,7 @@ class Conjugate:
 
     def init(self, model: Model, plan: Any, data: Data, sites: Sites | None = None) -> State:
         """Condition on λ = (w (y − μ)/σ², w/σ²)."""
-        sites = self._sites(model, data)
+        sites = self.sites(model, data)
         return State(sites, model.family.condition(model.prior, plan, sites), float("nan"))
 
     def step(self, model: Model, plan: Any, state: State, data: Data) -> tuple[State, Info]:
@@ -36,11 +36,12 @@ class Conjugate:
         """Return log p(y | θ) in nats, differentiable in kernel, mean and noise."""
         posterior = state.posterior
         if torch.is_grad_enabled():
-            posterior = model.family.condition(model.prior, plan, self._sites(model, data))
+            posterior = model.family.condition(model.prior, plan, self.sites(model, data))
         return conjugate_evidence(model, posterior, data)
 
     @staticmethod
-    def _sites(model: Model, data: Data) -> Sites:
+    def sites(model: Model, data: Data) -> Sites:
+        """Return the sites of the likelihood, differentiable in mean and noise."""
         centred = data.y - model.prior.mean_at(data.X)
         likelihood: Any = model.likelihood  # resolve made sure that it is Gaussian
         return likelihood.sites(centred, data.weight, **data.side)

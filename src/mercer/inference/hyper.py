@@ -1,217 +1,60 @@
-"""Learn hyperparameters θ by L-BFGS-B on one flat float64 vector.
+"""Learn hyperparameters θ: L-BFGS-B in stages, of which the earlier ones look at less.
 
-θ holds the logarithm of positive quantities and the value of others, for kernel, mean and likelihood together.
-At each θ the engine is run to convergence from the last sites, so that the objective is a function of θ alone
-and its gradient is exact. For larger n a subset is fitted first, and restarts happen there.
+For larger n a subset is fitted first, and restarts happen there. It is one of rows, or, where the evidence is a sum
+over columns, one of columns, which estimates the evidence of all rows without bias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.optimize
 import torch
+from torch import Tensor
 
 from mercer._typing import Data, Sites
-from mercer.inference.base import run
-from mercer.inference.theta import ThetaVector, at_bounds
+from mercer.inference.evidence import Evidence, Learned
+from mercer.inference.fisher import fisher_information
+from mercer.inference.theta import ThetaVector
 from mercer.linalg.cholesky import NotPositiveDefiniteError
-from mercer.linalg.threads import lapack_first
 
 if TYPE_CHECKING:
     from mercer.model import Model
 
 _SUBSET_SHARE = 2  # each stage has so many times the rows of the stage before it
 _SUBSET_ROWS = 200  # no stage is smaller
+_COLUMN_SHARE = 4  # the same for columns, which cost the same each
+_SUBSET_COLUMNS = 1000
+_INFORMATION_COLUMNS = 1000  # so many say what curvature to expect
+_MOST_PLANS = 6  # orders and neighbours of one stage
 # an iteration that gains less (nats) ends the search; a subset says only where to start the next stage
 _SETTLED = 1e-2
 _SETTLED_SUBSET = 1e-1
-# sites stop at this share of what ends the search; an approximation has its value at the fixed point only
-_INNER_SHARE = 0.1
-_INNER_TOL = 1e-7
-_MAX_INNER = 25
-_STEP_SCALES = (1e-2, 1.0)
-_CAUTION = 0.3  # how much of the step that L-BFGS-B's idea of the curvature suggests is taken first
 _FEW = 20  # so many hyperparameters are worth differences of the gradient for their curvature
-_DIFFERENCE = 1e-3
 
 
-@dataclass
-class Learned:
-    """Outcome of hyperparameter learning.
+@dataclass(frozen=True)
+class Stage:
+    """What one stage looks at: data, and of these the columns of ``rows`` alone if given."""
 
-    ``theta`` is the best point seen and ``value`` its objective (nats, priors included); ``trace`` holds the
-    objective at each iteration on all rows; ``optima`` how far below the best each start of several ended (nats,
-    ≤ 0, on the rows of the first stage); ``steps`` (k, k) are directions and sizes
-    of likely steps in θ: a root of the inverse Hessian.
-    """
+    data: Data
+    rows: Tensor | None = None
 
-    theta: np.ndarray
-    value: float
-    sites: Sites | None = None
-    n_iter: int = 0
-    n_evaluations: int = 0
-    converged: bool = True
-    message: str = ""
-    trace: list[float] = field(default_factory=list)
-    optima: list[float] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    interrupted: bool = False
-    steps: np.ndarray | None = None
+    @property
+    def size(self) -> int:
+        """How many rows or columns."""
+        return self.data.n_rows if self.rows is None else len(self.rows)
 
+    def plan(self, model: Model) -> Any:
+        """Return the family's plan at the model's present hyperparameters."""
+        plan = model.family.plan(model.prior, self.data.X, model.policy)
+        return plan if self.rows is None else model.family.subset(plan, self.rows)
 
-class Evidence:
-    """The engine's log evidence as a function of θ: ``(value, gradient)``, with warm-started sites.
-
-    ``settled`` are the nats that a search for θ leaves open, or those that a sampled objective is known to if they
-    are more. Sites then converge no further than such a search can tell. By default they converge fully.
-    """
-
-    def __init__(self, model: Model, plan: Any, data: Data, with_priors: bool = True, settled: float = 0.0):
-        policy = model.policy
-        n_rows = float(data.weight.sum())
-        self.settled = max(settled, model.likelihood.sampling_error * n_rows)
-        if settled:
-            share = _INNER_TOL
-            if model.engine.evidence == "lower bound":  # which holds at any sites, so a bad θ is seen early
-                share = _INNER_SHARE * self.settled / max(1.0, n_rows)
-                policy = replace(policy, max_inner=min(policy.max_inner, _MAX_INNER))
-            policy = replace(policy, tol=max(policy.tol, share))
-        self.model = replace(model, policy=policy)
-        self.plan, self.data, self.with_priors = plan, data, with_priors
-        self.vector = ThetaVector(model)
-        self.sites: Sites | None = None
-        self.failures: list[str] = []
-        self.n_evaluations = 0
-        self.inner_converged = True
-        self.inner_notes: dict[str, None] = {}
-
-    def __call__(self, theta: np.ndarray, gradient: bool = True) -> tuple[float, np.ndarray]:
-        """Return the objective in nats and its gradient at θ.
-
-        Raises
-        ------
-        NotPositiveDefiniteError
-            A factorisation failed at this θ.
-        """
-        with lapack_first(self.data.n_rows, self.data.X.device):
-            return self._evaluate(theta, gradient)
-
-    def _evaluate(self, theta: np.ndarray, gradient: bool) -> tuple[float, np.ndarray]:
-        self.vector.write(theta)
-        self.n_evaluations += 1
-        inference = run(self.model, self.plan, self.data, self.sites)
-        self.inner_converged = inference.converged
-        self.inner_notes = dict.fromkeys(inference.notes)
-        if not inference.converged and self.model.engine.evidence == "approximation":
-            # a bound holds anywhere; an approximation means something at its fixed point only
-            raise FloatingPointError("the sites did not converge")
-        self.vector.zero_grad()
-        with torch.set_grad_enabled(gradient):
-            engine = self.model.engine
-            value = engine.objective(self.model, self.plan, inference.state, self.data)
-            if self.with_priors:
-                value = value + self.vector.log_prior()
-            if gradient and value.requires_grad:
-                value.backward()
-        self.sites = inference.state.sites
-        grad = self.vector.gradient() if gradient else np.empty(0)
-        self.vector.zero_grad()
-        return float(value.detach()), grad
-
-    def maximise(
-        self,
-        start: np.ndarray,
-        max_iter: int,
-        on_iteration: Callable[[int, float], None] | None = None,
-        steps: np.ndarray | None = None,
-    ) -> Learned:
-        """Climb from ``start`` by L-BFGS-B, remembering the best point and why evaluations failed.
-
-        The search runs in z with θ = start + steps z, ``steps`` (k, k). It ends when an iteration gains less than
-        ``settled`` nats and the slope promises no more.
-        """
-        best = Learned(np.array(start), -np.inf)
-        if steps is None:  # the objective is a sum over replicates, and so is its curvature
-            steps = np.eye(len(start)) * max(1.0, float(self.data.weight.sum())) ** -0.5
-        low, high = self.vector.bounds.T
-        start = np.clip(start, low, high)
-        scale = np.diag(steps)
-        # bounds of θ are bounds of z where each direction is one entry of θ; else θ is stopped at them
-        aligned = np.array_equal(steps, np.diag(scale))
-        bounds = np.stack([low - start, high - start], axis=1) / scale[:, None] if aligned else None
-        latest = {"value": -np.inf, "slope": np.inf}
-
-        def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
-            theta = np.clip(start + steps @ z, low, high)
-            try:
-                value, grad = self(theta)
-                if not (np.isfinite(value) and np.isfinite(grad).all()):
-                    raise FloatingPointError("the objective is not finite")
-            except (NotPositiveDefiniteError, FloatingPointError) as failure:
-                self.failures.append(str(failure))
-                self.sites = best.sites
-                if not np.isfinite(best.value):
-                    raise
-                # a wall, so that the line search backs off
-                return -best.value + 1e3 * (1.0 + abs(best.value)), np.zeros_like(theta)
-            if value > best.value:
-                best.theta, best.value, best.sites = theta.copy(), value, self.sites
-            slope = steps.T @ np.where(at_bounds(theta, self.vector.bounds) * grad > 0, 0.0, grad)
-            latest["value"], latest["slope"] = value, float(slope @ slope)
-            return -value, -(grad * scale if aligned else slope)
-
-        def iteration(_: np.ndarray) -> None:
-            best.n_iter += 1
-            gain = latest["value"] - (best.trace[-1] if best.trace else -np.inf)
-            best.trace.append(latest["value"])
-            if on_iteration is not None:
-                on_iteration(best.n_iter, latest["value"])
-            # a Newton step would gain half the slope where the curvature was measured; where it was not, the last
-            # gain has to agree, and the first steps are too cautious to say
-            if 0.5 * latest["slope"] < self.settled and (not aligned or (gain < self.settled and best.n_iter > 2)):
-                best.message = f"the evidence settled: the last iteration gained {gain:.1g} nats"
-                raise StopIteration
-
-        try:
-            result = scipy.optimize.minimize(
-                negative,
-                np.zeros(len(start)),
-                jac=True,
-                method="L-BFGS-B",
-                bounds=bounds,
-                callback=iteration,
-                options={"maxiter": max_iter, "ftol": 0.0, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
-            )
-            # an abnormal end in the line search at the resolution of the objective is convergence
-            best.converged = bool(best.message) or bool(result.success) or result.status == 2
-            best.message = best.message or str(result.message)
-            sizes = np.sqrt(np.diag(steps @ result.hess_inv.todense() @ steps.T).clip(1e-12))
-            best.steps = np.diag((_CAUTION * sizes).clip(*_STEP_SCALES))
-        except KeyboardInterrupt:
-            if not np.isfinite(best.value):
-                raise
-            best.converged, best.interrupted, best.message = False, True, "interrupted by the user"
-        best.n_evaluations = self.n_evaluations
-        return best
-
-    def curvature_steps(self, theta: np.ndarray) -> np.ndarray:
-        """Return a root of the inverse of minus the Hessian at θ, (k, k), by differences of the gradient.
-
-        Entries of θ at a bound keep to themselves, and curvature counts as at least one nat per unit of θ squared.
-        """
-        low, high = self.vector.bounds.T
-        inward = np.where(theta + _DIFFERENCE > high, -_DIFFERENCE, _DIFFERENCE)
-        _, here = self(theta)
-        there = [self(theta + step)[1] for step in np.diag(inward)]
-        hessian = -(np.stack(there) - here) / inward[:, None]
-        free = (theta > low + _DIFFERENCE) & (theta < high - _DIFFERENCE)
-        hessian = np.where(free[:, None] & free, 0.5 * (hessian + hessian.T), np.diag(np.diag(hessian)))
-        values, vectors = np.linalg.eigh(hessian)
-        return vectors / np.sqrt(np.maximum(np.abs(values), 1.0))
+    def settled(self, final: bool) -> float:
+        """Return the nats that the search may leave open; those of columns stand for more."""
+        return _SETTLED if final else _SETTLED_SUBSET * self.data.n_rows / self.size
 
 
 def learn(
@@ -248,7 +91,7 @@ def learn(
     """
     vector = ThetaVector(model)
     first = vector.read() if start is None else np.asarray(start, dtype=np.float64)
-    stages = _stages(data, generator) if start is None or n_restarts else [data]
+    stages = _stages(model, data, generator) if start is None or n_restarts else [Stage(data)]
     starts = [first, *_restarts(first, vector.bounds, n_restarts, generator)]
     notes: list[str] = []
     optima: list[float] = []
@@ -256,49 +99,126 @@ def learn(
     steps: np.ndarray | None = None
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
         final = following is None
-        plan = model.family.plan(model.prior, stage.X, model.policy)
-        evidence = Evidence(model, plan, stage, settled=_SETTLED if final else _SETTLED_SUBSET)
-        outcomes: list[Learned] = []
-        for theta in starts:
-            evidence.sites = sites
-            try:
-                outcomes.append(evidence.maximise(theta, max_iter, on_iteration if final else None, steps))
-            except (NotPositiveDefiniteError, FloatingPointError) as failure:
-                notes.append(f"a start was given up: {failure}")
-                reason = failure
-                continue
-            if outcomes[-1].interrupted or stage is not stages[0]:
-                break
-        notes += _failure_notes(evidence)
-        if not outcomes:
-            if following is None:
-                raise reason
+        climb = _Climb(model, stage, final, max_iter, on_iteration if final else None)
+        best, reached = climb(starts, sites, steps, every_start=stage is stages[0])
+        notes += climb.notes
+        optima = climb.optima or optima
+        if not reached:
+            if final:
+                raise climb.reason
             continue
-        best = max(outcomes, key=lambda outcome: outcome.value)
-        if len(outcomes) > 1:
-            optima = [outcome.value - best.value for outcome in outcomes]
         if best.interrupted:
             break
         if following is not None:
-            notes.append(f"warm start: hyperparameters fitted first on {stage.n_rows} of {data.n_rows} rows")
+            what = "rows" if stage.rows is None else "columns"
+            notes.append(f"warm start: hyperparameters fitted first on {stage.size} of {data.n_rows} {what}")
             # the first start is there in case the optimum of the subset cannot be factored on more rows
             starts = [best.theta, first]
-            sites = _carried_sites(evidence, best, following)
-            # small differences need sites that have converged
-            steps = _next_steps(Evidence(model, plan, stage), best, steps, 4 * stage.n_rows <= data.n_rows)
+            sites = best.sites if stage.rows is not None else _carried_sites(climb.evidence, best, following.data)
+            steps = _next_steps(climb, best, steps, 4 * stage.size <= data.n_rows)
             if steps is not None:  # curvature grows with the number of rows
-                steps = steps * (stage.n_rows / following.n_rows) ** 0.5
+                steps = steps * (stage.data.n_rows / following.data.n_rows) ** 0.5
     vector.write(best.theta)
     best.optima, best.notes = optima, notes
     return best
 
 
-def _next_steps(evidence: Evidence, best: Learned, before: np.ndarray | None, cheap: bool) -> np.ndarray | None:
+class _Climb:
+    """The search of one stage, with new plans as lengthscales move.
+
+    Attributes
+    ----------
+    evidence : Evidence
+        That of the last plan.
+    notes, optima, reason
+        What is to be reported, how far below the best each start ended, and why the last start was given up.
+    """
+
+    evidence: Evidence
+
+    def __init__(
+        self,
+        model: Model,
+        stage: Stage,
+        final: bool,
+        max_iter: int,
+        on_iteration: Callable[[int, float], None] | None,
+    ):
+        self.model, self.stage, self.final = model, stage, final
+        self.max_iter, self.on_iteration = max_iter, on_iteration
+        self.notes: list[str] = []
+        self.optima: list[float] = []
+        self.reason: Exception = FloatingPointError("no start was tried")
+
+    def __call__(
+        self, starts: list[np.ndarray], sites: Sites | None, steps: np.ndarray | None, every_start: bool
+    ) -> tuple[Learned, bool]:
+        """Return the best point that the starts lead to, and whether there is one."""
+        trace: list[float] = []
+        best = Learned(starts[0], -np.inf)
+        for n_plans in range(1, _MOST_PLANS + 1):
+            ThetaVector(self.model).write(starts[0])
+            plan = self.stage.plan(self.model)
+            self.evidence = Evidence(self.model, plan, self.stage.data, settled=self.stage.settled(self.final))
+            # several starts have lengthscales of their own; the last plan is kept whatever happens
+            keep_on = (every_start and len(starts) > 1) or n_plans == _MOST_PLANS
+            outcomes = self._outcomes(starts, sites, steps, every_start, None if keep_on else plan, len(trace))
+            self.notes += _failure_notes(self.evidence)
+            if not outcomes:
+                return best, n_plans > 1
+            best = max(outcomes, key=lambda outcome: outcome.value)
+            if len(outcomes) > 1:
+                self.optima = [outcome.value - best.value for outcome in outcomes]
+            trace += best.trace
+            ThetaVector(self.model).write(best.theta)
+            stale = self.model.family.stale(self.model.prior, plan)
+            if best.interrupted or not stale or len(trace) >= self.max_iter:
+                break
+            starts, sites, every_start = [best.theta], best.sites, False
+        best.trace, best.n_iter = trace, len(trace)
+        return best, True
+
+    def _outcomes(
+        self,
+        starts: list[np.ndarray],
+        sites: Sites | None,
+        steps: np.ndarray | None,
+        every_start: bool,
+        plan: Any,
+        n_iter: int,
+    ) -> list[Learned]:
+        """Climb from the first start that can be factored, or from all; stop when ``plan``, if given, gets stale."""
+        model, outcomes = self.model, []
+        report = None if self.on_iteration is None else _counting_from(n_iter, self.on_iteration)
+        moved = None if plan is None else lambda: model.family.stale(model.prior, plan)
+        for theta in starts:
+            self.evidence.sites = sites
+            try:
+                outcomes.append(self.evidence.maximise(theta, self.max_iter - n_iter, report, steps, moved))
+            except (NotPositiveDefiniteError, FloatingPointError) as failure:
+                self.notes.append(f"a start was given up: {failure}")
+                self.reason = failure
+                continue
+            if outcomes[-1].interrupted or not every_start:
+                break
+        return outcomes
+
+
+def _counting_from(n_iter: int, report: Callable[[int, float], None]) -> Callable[[int, float], None]:
+    return lambda iteration, value: report(n_iter + iteration, value)
+
+
+def _next_steps(climb: _Climb, best: Learned, before: np.ndarray | None, cheap: bool) -> np.ndarray | None:
     """Return the likely steps around the optimum of a stage: measured while that is cheap, then the same ones."""
+    model, stage = climb.model, climb.stage
+    if stage.rows is not None:
+        some = replace(climb.evidence.plan, rows=climb.evidence.plan.rows[:_INFORMATION_COLUMNS])
+        return climb.evidence.inverse_root(fisher_information(model, some, stage.data), best.theta)
     if len(best.theta) > _FEW:
         return best.steps
     if before is not None and not cheap:
         return before
+    evidence = Evidence(model, climb.evidence.plan, stage.data)  # small differences need sites that have converged
     evidence.sites = best.sites
     try:
         return evidence.curvature_steps(best.theta)
@@ -319,13 +239,16 @@ def _carried_sites(evidence: Evidence, best: Learned, following: Data) -> Sites 
     return Sites(following.weight * (expected.alpha + expected.beta * centred), following.weight * expected.beta)
 
 
-def _stages(data: Data, generator: torch.Generator) -> list[Data]:
+def _stages(model: Model, data: Data, generator: torch.Generator) -> list[Stage]:
     """Return nested random subsets, each a share of the next, and last the data themselves."""
     order = torch.randperm(data.n_rows, generator=generator)
-    stages, n_rows = [data], data.n_rows // _SUBSET_SHARE
-    while n_rows >= _SUBSET_ROWS:
-        stages.insert(0, data.rows(order[:n_rows].sort().values.to(data.X.device)))
-        n_rows //= _SUBSET_SHARE
+    columns = model.likelihood.conjugate and model.family.sums_over_columns
+    share, fewest = (_COLUMN_SHARE, _SUBSET_COLUMNS) if columns else (_SUBSET_SHARE, _SUBSET_ROWS)
+    stages, size = [Stage(data)], data.n_rows // share
+    while size >= fewest:
+        some = order[:size].to(data.X.device)
+        stages.insert(0, Stage(data, some) if columns else Stage(data.rows(some.sort().values)))
+        size //= share
     return stages
 
 

@@ -33,9 +33,11 @@ class PosteriorPrecision:
     val : (*b, n, w)
         U; gradients flow through `logdet_and_variance` and `mean` only.
     precision : (*b, n)
-        λ; where some are negative, a factor that breaks down means that Λ is not positive definite.
+        λ.
     tol : float
         Relative residual of every solve.
+    shifting : bool
+        Whether a factor that breaks down may be one of a shifted Λ, and so a preconditioner only.
 
     Attributes
     ----------
@@ -47,14 +49,14 @@ class PosteriorPrecision:
         Largest relative residual that a solve was left with.
     """
 
-    def __init__(self, pattern: Pattern, val: Tensor, precision: Tensor, tol: float = 1e-10):
+    def __init__(self, pattern: Pattern, val: Tensor, precision: Tensor, tol: float = 1e-10, shifting: bool = True):
         self.pattern, self.tol, self.residual = pattern, tol, 0.0
         self._leaves = val, precision
         batch = torch.broadcast_shapes(val.shape[:-2], precision.shape[:-1])
         entries = precision_entries(pattern, val).expand(*batch, *val.shape[-2:])
         self._entries = torch.cat([entries[..., :-1], entries[..., -1:] + precision.unsqueeze(-1)], -1)
         self.val, self.precision = val.detach(), precision.detach()
-        self.factor, self.shift = incomplete_factor(pattern, self._entries, bool((self.precision >= 0).all()))
+        self.factor, self.shift = incomplete_factor(pattern, self._entries, shifting)
 
     def release(self) -> PosteriorPrecision:
         """Forget what only gradients need."""

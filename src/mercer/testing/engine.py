@@ -16,7 +16,7 @@ from mercer._typing import Data, Sites
 from mercer.families.base import Prior
 from mercer.families.exact import Exact
 from mercer.inference.base import Inference, run
-from mercer.inference.hyper import Evidence
+from mercer.inference.evidence import Evidence
 from mercer.kernels import Matern52
 from mercer.kernels.means import constant_mean
 from mercer.likelihoods.base import Likelihood

@@ -1,0 +1,196 @@
+"""The hybrid prior under Gaussian sites against dense algebra."""
+
+import pytest
+import torch
+
+from mercer._typing import Sites
+from mercer.families.base import Prior
+from mercer.families.hybrid_plan import plan_hybrid
+from mercer.families.hybrid_posterior import HybridPosterior, HybridPrior
+from mercer.kernels import Matern32, gram, hyperparameters
+from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.policy import NumericalPolicy
+
+DTYPE = torch.float64
+POLICY = NumericalPolicy()
+N = 40
+
+
+def uniform(n=N, d=2, seed=0):
+    return torch.rand(n, d, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
+
+
+def normal(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
+
+
+def prior():
+    return Prior(Matern32([0.3, 0.6], outputscale=1.3))
+
+
+def sites(smallest=0.0):
+    precision = 4.0 * uniform(2, N, seed=3)
+    precision[:, 0] = smallest
+    return Sites(3.0 * normal(2, N), precision)
+
+
+def dense(K, sites, b):
+    """log Z, and the mean and covariance of g at data and new rows, from the covariance K of both."""
+    linear, D = sites.linear[b], sites.precision[b].diag()
+    n = len(linear)
+    inside = torch.eye(n, dtype=DTYPE) + K[:n, :n] @ D
+    mean = K[:, :n] @ torch.linalg.solve(inside.mT, linear)
+    covariance = K - K[:, :n] @ D @ torch.linalg.solve(inside, K[:n])
+    return 0.5 * linear @ mean[:n] - 0.5 * torch.logdet(inside), mean, covariance
+
+
+def hybrid_covariance(P, plan):
+    """Covariance of g at the rows, in the order of the data: Φ Φᵀ + (U Uᵀ)⁻¹ from `HybridPrior`."""
+    factors = HybridPrior(P, plan)
+    n = len(plan.X)
+    U = torch.zeros(n, n, dtype=DTYPE)
+    for i, (rows, values) in enumerate(zip(plan.pattern.columns, factors.val, strict=True)):
+        U[rows[rows >= 0], i] = values[rows >= 0]
+    phi = factors.points.features
+    back = plan.order.argsort()
+    return (phi @ phi.mT + torch.linalg.inv(U @ U.mT))[back][:, back].detach()
+
+
+def close(found, expected, rtol=1e-8, atol=1e-8):
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("smallest", [0.0, -0.1])
+@pytest.mark.parametrize("M", [0, 1, 10, N])
+def test_all_earlier_rows_give_the_exact_posterior(M, smallest):
+    X, X_new, P, t = uniform(), torch.cat([uniform(6, 2, seed=7), uniform()[:1]]), prior(), sites(smallest)
+    plan = plan_hybrid(P, X, POLICY, n_inducing=M, n_neighbors=N - 1)
+    posterior = HybridPosterior(P, plan, t)
+    log_z, mean, variance = posterior.site_terms()
+    K = gram(P.kernel, torch.cat([X, X_new])).detach()
+    marginals, joint = posterior.marginals(X_new, N), posterior.joint(X_new, N + 7)
+    product = posterior.covariance_product(t.linear)
+    for b in range(2):
+        exact_log_z, m, C = dense(K, t, b)
+        close(log_z[b], exact_log_z)
+        close(mean[b], m[:N])
+        close(variance[b], C.diagonal()[:N])
+        close(product[b], C[:N, :N] @ t.linear[b])
+        close(marginals[0][b], m[N:])
+        close(marginals[1][b], C.diagonal()[N:])
+        close(joint[0][b], m[N:])
+        close(joint[1][b], C[N:, N:])
+
+
+def test_few_neighbours_have_the_exact_mean_under_their_prior():
+    X, P, t = uniform(), prior(), sites()
+    plan = plan_hybrid(P, X, POLICY, n_neighbors=6, Z=X[:10])  # nothing is left at ten of the rows
+    posterior = HybridPosterior(P, plan, t)
+    K = hybrid_covariance(P, plan)
+    log_z, mean, variance = posterior.site_terms()
+    product = posterior.covariance_product(t.linear)
+    missing = posterior.precision.missing_logdet(torch.sign(normal(4000, 2, N, seed=5)), 20)
+    for b in range(2):
+        exact_log_z, m, C = dense(K, t, b)
+        close(mean[b], m, rtol=1e-7, atol=1e-7)
+        close(product[b], C @ t.linear[b], rtol=1e-7, atol=1e-7)
+        # V leaves something out of determinant and variances; what it is of the determinant, quadrature tells
+        torch.testing.assert_close(variance[b], C.diagonal(), rtol=0.02, atol=0)
+        assert abs(float(log_z[b].detach() - exact_log_z)) < 0.05
+        close(log_z[b] - 0.5 * missing[b], exact_log_z, rtol=0, atol=1e-3)
+
+
+def test_mean_and_variance_are_slopes_of_the_normaliser():
+    X, P, t = uniform(), prior(), sites(0.3)
+    plan = plan_hybrid(P, X, POLICY, n_inducing=8, n_neighbors=5)
+    t.linear.requires_grad_(), t.precision.requires_grad_()
+    log_z, mean, variance = HybridPosterior(P, plan, t).site_terms()
+    by_linear, by_precision = torch.autograd.grad(log_z.sum(), [t.linear, t.precision])
+    close(by_linear, mean)
+    close(-2.0 * by_precision - mean.square(), variance)
+
+
+@pytest.mark.parametrize("chunk", [4_000_000, 500])
+def test_gradients_equal_central_differences(chunk):
+    X, P, t = uniform(), prior(), sites(0.3)
+    plan = plan_hybrid(P, X, NumericalPolicy(chunk_elements=chunk), n_inducing=9, n_neighbors=5)
+    weights = normal(3, 2, N, seed=9)
+
+    def value():
+        posterior = HybridPosterior(P, plan, t)
+        with torch.no_grad():
+            _ = posterior.marginals(X[:2], 5)  # what it computed must not lose the gradients of others
+        log_z, mean, variance = posterior.site_terms()
+        return (log_z * weights[0, :, 0]).sum() + (mean * weights[1]).sum() + (variance * weights[2]).sum()
+
+    t.linear.requires_grad_(), t.precision.requires_grad_()
+    leaves = [item.parameter for item in hyperparameters(P.kernel)] + [t.linear, t.precision]
+    for leaf, slope in zip(leaves, torch.autograd.grad(value(), leaves), strict=True):
+        for index in range(min(leaf.numel(), 4)):
+            with torch.no_grad():
+                values = []
+                for step in (1e-5, -1e-5):
+                    leaf.view(-1)[index] += step
+                    values.append(float(value()))
+                    leaf.view(-1)[index] -= step
+            expected = (values[0] - values[1]) / 2e-5
+            assert float(slope.reshape(-1)[index]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_chunks_and_batch_do_not_matter():
+    X, X_new, P, t = uniform(), uniform(7, 2, seed=7), prior(), sites()
+    found = []
+    for chunk in (4_000_000, 700, 1):
+        plan = plan_hybrid(P, X, NumericalPolicy(chunk_elements=chunk), n_inducing=9, n_neighbors=5)
+        posterior = HybridPosterior(P, plan, t)
+        found.append([*posterior.site_terms(), *posterior.marginals(X_new, 7), *posterior.joint(X_new, 7)])
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            close(other, one)
+    other = HybridPosterior(P, plan, Sites(t.linear + 1.0, t.precision + 1.0)).with_sites(t)
+    close(other.site_terms()[0], found[0][0])
+    for b in range(2):
+        alone = HybridPosterior(P, plan, Sites(t.linear[b], t.precision[b]))
+        member = [*alone.site_terms(), *alone.marginals(X_new, 7), *alone.joint(X_new, 7)]
+        for one, other in zip(found[0], member, strict=True):
+            close(other, one[b])
+
+
+def test_draws_have_the_moments_of_joint():
+    X, X_new, P, t = uniform(), uniform(4, 2, seed=7), prior(), sites()
+    plan = plan_hybrid(P, X, POLICY, n_inducing=9, n_neighbors=6)
+    posterior = HybridPosterior(P, plan, t)
+    n_draws = 4000
+    draws = posterior.sample(X_new, n_draws, torch.Generator().manual_seed(7), 8)
+    assert torch.equal(draws, posterior.sample(X_new, n_draws, torch.Generator().manual_seed(7), 8))
+    mean, covariance = posterior.joint(X_new, 8)
+    gap = draws - mean
+    for values, expected in ((draws, mean), (gap.unsqueeze(-1) * gap.unsqueeze(-2), covariance)):
+        error = values.std(0) / n_draws**0.5
+        assert ((values.mean(0) - expected).abs() <= 5.0 * error).all()
+
+
+def test_copies_of_rows_take_a_nugget():
+    X = uniform()
+    X[1] = X[0]
+    P, t = prior(), sites()
+    plan = plan_hybrid(P, X, POLICY, n_inducing=9, n_neighbors=N - 1)
+    posterior = HybridPosterior(P, plan, t)
+    assert posterior.factors.jitter > 0
+    X_new = torch.cat([X[:1], plan.Z[:1], plan.Z[:1]])
+    K = gram(P.kernel, torch.cat([X, X_new])).detach()
+    log_z, mean, _ = posterior.site_terms()
+    marginals, joint = posterior.marginals(X_new, N), posterior.joint(X_new, N + 3)
+    for b in range(2):
+        exact_log_z, m, C = dense(K, t, b)
+        close(log_z[b], exact_log_z, rtol=0, atol=1e-6)
+        close(mean[b], m[:N], rtol=0, atol=1e-6)
+        for found, variance in ((marginals, C.diagonal()[N:]), (joint, C[N:, N:])):
+            close(found[0][b], m[N:], rtol=0, atol=1e-6)
+            close(found[1][b], variance, rtol=0, atol=1e-6)
+
+
+def test_sites_that_outweigh_the_prior_are_refused():
+    plan = plan_hybrid(prior(), uniform(), POLICY, n_inducing=9, n_neighbors=6)
+    with pytest.raises(NotPositiveDefiniteError):
+        HybridPosterior(prior(), plan, Sites(normal(N), torch.full((N,), -3.0, dtype=DTYPE))).site_terms()

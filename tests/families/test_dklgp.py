@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mercer._typing import Sites
 from mercer.families import Exact, Family, Posterior, Prior
 from mercer.families.dklgp import DoubleKL, FreeParameters, FreePosterior, divergence_terms, prior_columns
-from mercer.kernels import Linear, Matern32, gram
+from mercer.kernels import RBF, Linear, Matern32, gram
 from mercer.kernels.means import constant_mean
 from mercer.linalg.sic import Pattern
 from mercer.policy import NumericalPolicy
@@ -413,9 +413,9 @@ def test_a_kernel_without_lengthscales_is_planned_by_correlation():
 
 
 def test_the_nugget_is_part_of_the_prior_everywhere():
-    X, eta = uniform(), 0.2
+    X, eta = uniform(), 0.2 * 1.3
     P, K = prior(), gram(prior().kernel, uniform()).detach()
-    family = DoubleKL(n_neighbors=N - 1, nugget=eta)
+    family = DoubleKL(n_neighbors=N - 1, nugget=0.2)
     plan = family.plan(P, X, POLICY)
     noisy = K[plan.order][:, plan.order] + eta * torch.eye(N, dtype=DTYPE)
     torch.testing.assert_close(prior_precision(P, plan), torch.linalg.inv(noisy), rtol=1e-8, atol=1e-8)
@@ -424,6 +424,18 @@ def test_the_nugget_is_part_of_the_prior_everywhere():
         _, covariance = replaced(q, N + 5).joint(uniform(5, 2, seed=7))
     wanted = gram(P.kernel, uniform(5, 2, seed=7)).detach() + eta * torch.eye(5, dtype=DTYPE)
     torch.testing.assert_close(covariance, wanted, rtol=1e-7, atol=1e-7)
+
+
+def test_a_smooth_kernel_gets_the_nugget_that_it_needs_once_for_all():
+    n = 200
+    P, family = Prior(RBF([1.0, 1.0])), DoubleKL(n_neighbors=20)
+    plan = family.plan(P, uniform(n), POLICY)
+    q = family.condition(P, plan, Sites(torch.zeros(n, dtype=DTYPE), torch.full((n,), 10.0, dtype=DTYPE)))
+    assert 0 < plan.columns.nugget.value < 1e-4
+    with torch.no_grad():  # every batch of columns has the same one
+        columns = prior_columns(P, plan, torch.arange(n))
+        torch.testing.assert_close(columns, q.prior_factor, rtol=1e-6, atol=1e-6 * float(columns.max()))
+        assert bool((q.marginals(uniform(5, 2, seed=7))[1] < 0.2).all())
 
 
 def replaced(q, n_neighbors_new):

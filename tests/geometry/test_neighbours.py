@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mercer.geometry import neighbours, neighbours_torch
-from mercer.geometry.neighbours import level_schedule, moved, nearest, nearest_earlier, within_radius
+from mercer.geometry.neighbours import Nearest, level_schedule, moved, nearest_earlier, within_radius
 from mercer.geometry.ordering import maximin
 
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
@@ -62,7 +62,7 @@ def test_ties_and_copies_keep_to_earlier_rows(n, d, m, copies, seed):
 def test_nearest_rows_of_another_set_come_nearest_first(m):
     X, X_new = (np.random.default_rng(seed).uniform(size=(n, 2)) for seed, n in ((0, 30), (1, 7)))
     D = ((X_new[:, None] - X) ** 2).sum(-1)
-    found, squared_distance = nearest(X, X_new, m)
+    found, squared_distance = Nearest(X)(X_new, m)
     assert np.array_equal(found, np.argsort(D, axis=1)[:, : min(m, 30)])
     np.testing.assert_allclose(squared_distance, np.sort(D, axis=1)[:, : min(m, 30)], rtol=1e-12)
 
@@ -82,8 +82,8 @@ def proposals(monkeypatch):
 def test_single_precision_proposes_and_double_decides(proposals, offset):
     """Far from the origin single precision sees little of the distances."""
     X, X_new = (np.random.default_rng(seed).normal(size=(n, 14)) + offset for seed, n in ((0, 600), (1, 50)))
-    by_tree, expected = neighbours._tree_nearest(X, X_new, 9)
-    found, squared_distance = nearest(X, X_new, 9)
+    by_tree, expected = Nearest(X)._by_tree(X_new, 9)
+    found, squared_distance = Nearest(X)(X_new, 9)
     assert proposals and np.array_equal(found, by_tree)
     np.testing.assert_allclose(squared_distance, expected, rtol=1e-9)
     D, earlier = squared(X), nearest_earlier(X, 9)
@@ -98,8 +98,8 @@ def test_what_single_precision_cannot_tell_apart_is_looked_up(proposals):
     assert unsure.all()
     D, found = squared(X), nearest_earlier(X, 5)
     assert all(np.array_equal(found[i], np.argsort(D[i, :i])[:5][::-1]) for i in range(5, 301))
-    by_tree, expected = neighbours._tree_nearest(X, X[1:9] + 1e-4, 5)
-    again, squared_distance = nearest(X, X[1:9] + 1e-4, 5)
+    by_tree, expected = Nearest(X)._by_tree(X[1:9] + 1e-4, 5)
+    again, squared_distance = Nearest(X)(X[1:9] + 1e-4, 5)
     assert np.array_equal(again, by_tree) and np.array_equal(squared_distance, expected)
 
 
@@ -109,7 +109,7 @@ def test_many_columns_do_without_faiss(monkeypatch):
     D, found = squared(X), nearest_earlier(X, 3)
     assert all(np.array_equal(found[i], np.argsort(D[i, :i])[:3][::-1]) for i in range(3, 200))
     D = ((X_new[:, None] - X) ** 2).sum(-1)
-    assert np.array_equal(nearest(X, X_new, 3)[0], np.argsort(D, axis=1)[:, :3])
+    assert np.array_equal(Nearest(X)(X_new, 3)[0], np.argsort(D, axis=1)[:, :3])
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
@@ -121,7 +121,7 @@ def test_chunks_on_a_device_equal_the_loops(n, d, m, chunk_elements, device):
     found = neighbours_torch.nearest_earlier(on_device, m, chunk_elements)
     assert found.device == on_device.device and np.array_equal(found.cpu(), nearest_earlier(X, m))
     near, away = neighbours_torch.nearest(on_device, new_on_device, m, chunk_elements)
-    expected, expected_away = nearest(X, X_new, m)
+    expected, expected_away = Nearest(X)(X_new, m)
     assert np.array_equal(near.cpu(), expected)
     np.testing.assert_allclose(away.cpu(), expected_away, rtol=1e-12)
 
@@ -168,6 +168,13 @@ def test_levels_need_only_earlier_levels(m):
 def test_nothing_to_schedule():
     assert level_schedule(np.empty((0, 3), np.int64)) == []
     assert len(level_schedule(np.full((4, 2), -1))) == 1
+
+
+@pytest.mark.parametrize("d", [2, 14])
+def test_neighbours_of_some_rows_are_theirs(d):
+    X = np.random.default_rng(0).uniform(size=(300, d))
+    for rows in (np.array([0, 3, 40, 41, 299]), np.arange(150, 160), np.arange(0)):
+        assert np.array_equal(nearest_earlier(X, 5, rows), nearest_earlier(X, 5)[rows])
 
 
 def test_lengthscales_that_moved_against_each_other_ask_for_new_neighbours():

@@ -9,6 +9,9 @@ import torch
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.linalg.sic import (
     Pattern,
+    _adjoint_in_batch,
+    _factor_in_batch,
+    _factor_on_cpu,
     _map_by_levels,
     column_factors,
     logdet,
@@ -142,6 +145,23 @@ def test_columns_of_batches_and_their_gradient():
     assert torch.autograd.gradcheck(symmetric, tiles, fast_mode=False)
     with pytest.raises(NotPositiveDefiniteError, match="same point"):
         column_factors(torch.ones(1, 2, 2, dtype=DTYPE), torch.zeros(1, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_compiled_loops_and_batched_operations_agree(dtype):
+    K, pattern, _ = model(m=6)
+    index = pattern.columns.clamp_min(0)
+    tiles = torch.stack([K, K + 0.1])[:, index.unsqueeze(-1), index.unsqueeze(-2)].to(dtype)
+    (u, L, broken), (u_too, L_too, _) = (way(tiles, pattern.padding) for way in (_factor_on_cpu, _factor_in_batch))
+    rtol = 1e-10 if dtype == torch.float64 else 1e-2
+    assert not broken and u.dtype == dtype
+    torch.testing.assert_close(u, u_too, rtol=rtol, atol=rtol * float(u.abs().max()))
+    torch.testing.assert_close(L, L_too, rtol=rtol, atol=rtol)
+    cotangent = normal(*u.shape, seed=4).to(dtype)
+    leaf = tiles.requires_grad_()
+    (found,) = torch.autograd.grad((column_factors(leaf, pattern.padding) * cotangent).sum(), leaf)
+    expected = _adjoint_in_batch(L_too, u_too, pattern.padding, cotangent)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * float(expected.abs().max()))
 
 
 def test_a_later_row_is_no_neighbour():

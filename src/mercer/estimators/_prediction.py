@@ -52,7 +52,7 @@ class LatentPredictions:
         many small ones, kept between the large temporaries of their chunks, would leave the heap full of holes.
         """
         policy = self._model.policy
-        size = policy.chunk_rows(4 * len(self._rows.X) * max(1, self._model.likelihood.n_latents))
+        size = policy.chunk_rows(self.posterior_.row_elements)
 
         def evaluate(chunk: Tensor) -> tuple[Tensor, ...]:
             return function(self._units.inputs(chunk.to(dtype=policy.dtype, device=policy.device)))

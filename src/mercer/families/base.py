@@ -38,7 +38,12 @@ class Marginals:
 
 @runtime_checkable
 class Posterior(Protocol):
-    """A Gaussian process conditioned on sites. ``mean``s include the prior mean μ; units are those of f."""
+    """A Gaussian process conditioned on sites. ``mean``s include the prior mean μ; units are those of f.
+
+    ``row_elements`` is how large the temporaries are that one new row takes, for callers that split rows themselves.
+    """
+
+    row_elements: int
 
     def mean(self, X: Tensor) -> Tensor:
         """Return the posterior mean only, (*b, n); chunked, O(n) memory."""
@@ -64,7 +69,7 @@ class Family(Protocol):
     """Gaussian structure of prior and posterior.
 
     ``sums_over_columns`` says that the evidence of noisy Gaussian data is a sum that random terms estimate; the family
-    then has ``subset(plan, rows)``, which returns the plan of some of them.
+    then has ``plan_some(prior, X, policy, rows)``, which plans for the terms of these rows alone.
     """
 
     name: ClassVar[str]

@@ -17,7 +17,7 @@ from mercer._typing import Sites
 from mercer.families.base import Prior
 from mercer.families.nearness import Nearness
 from mercer.families.sic_plan import SicPlan, plan_columns
-from mercer.families.vecchia import Appended, append
+from mercer.families.vecchia import Appended, append, prior_factor
 from mercer.geometry.ancestors import reduced_ancestors, reduced_ancestors_by
 from mercer.kernels.evaluate import gram, scaled_inputs
 from mercer.linalg.sic import Pattern, column_factors, solve
@@ -77,7 +77,6 @@ class FreePlan:
     columns: SicPlan
     pattern: Pattern
     sets: Tensor
-    nugget: float
     n_neighbors_new: int
 
     @property
@@ -93,7 +92,7 @@ class FreePlan:
     @cached_property
     def inverse(self) -> Tensor:
         """(n,), where each row of X stands in the order of the plan."""
-        return self.columns.position
+        return self.order.argsort()
 
     @cached_property
     def X(self) -> Tensor:
@@ -119,7 +118,8 @@ class DoubleKL:
     n_ancestors : int
         Most reduced ancestors of a row.
     nugget : float
-        Prior variance added to every row, independently, in units of f².
+        Prior variance added to every row, independently, as a share of the mean prior variance; more where factors
+        break down.
 
     References
     ----------
@@ -153,7 +153,8 @@ class DoubleKL:
             pattern = Pattern(columns.order.new_empty(len(X), 0))
         # without "dkl" chains of neighbours lead nowhere else
         sets = self._sets(prior, columns) if self.variant == "dkl" else columns.pattern.columns
-        return FreePlan(columns, pattern, sets, self.nugget, min(len(X), 2 * self.n_neighbors))
+        columns.nugget.value = max(columns.nugget.value, self.nugget)
+        return FreePlan(columns, pattern, sets, min(len(X), 2 * self.n_neighbors))
 
     def stale(self, prior: Prior, plan: FreePlan) -> bool:
         """Whether the plan should be made anew for the prior's present lengthscales."""
@@ -186,10 +187,11 @@ class DoubleKL:
 
 def prior_columns(prior: Prior, plan: FreePlan, rows: Tensor) -> Tensor:
     """Return the columns of U at ``rows`` (r,) of the plan's order, (r, w); differentiable in the hyperparameters."""
-    columns = plan.columns.pattern.columns[rows]
+    columns, share = plan.columns.pattern.columns[rows], plan.columns.nugget.value
     tiles = gram(prior.kernel, plan.columns.X[columns.clamp_min(0)], policy=plan.policy)
-    if plan.nugget:
-        tiles = tiles + plan.nugget * torch.eye(tiles.shape[-1], dtype=tiles.dtype, device=tiles.device)
+    if share:
+        eye = torch.eye(tiles.shape[-1], dtype=tiles.dtype, device=tiles.device)
+        tiles = tiles + share * plan.columns.prior_variance(prior) * eye
     return column_factors(tiles, plan.columns.pattern.padding[rows])
 
 
@@ -333,11 +335,8 @@ class FreePosterior:
     @cached_property
     def prior_factor(self) -> Tensor:
         """U, (n, w); no gradients flow."""
-        width = self.plan.columns.pattern.columns.shape[-1]
-        rows = torch.arange(self.plan.pattern.n, device=self.plan.X.device)
         with torch.no_grad():
-            chunks = rows.split(self.plan.policy.chunk_rows(4 * width**2))
-            return torch.cat([prior_columns(self.prior, self.plan, chunk) for chunk in chunks])
+            return prior_factor(self.prior, self.plan.columns)
 
     @torch.no_grad()
     def with_sites(self, sites: Sites) -> FreePosterior:
@@ -413,9 +412,7 @@ class FreePosterior:
         return X.split(self.plan.policy.chunk_rows(4 * max(self.plan.pattern.n, self.plan.n_neighbors_new**2)))
 
     def _append(self, X: Tensor, joint: bool) -> Appended:
-        columns = self.plan.columns
-        share = self.plan.nugget / float(columns.prior_variance(self.prior))
-        return append(self.prior, columns, X, None, self.plan.n_neighbors_new, share, joint)
+        return append(self.prior, self.plan.columns, X, None, self.plan.n_neighbors_new, joint)
 
     def _mean(self, new: Appended, X: Tensor) -> Tensor:
         return new.spread(new.pull(self.parameters.mean)) + self.prior.mean_at(X)

@@ -181,6 +181,11 @@ class ExactPosterior:
 
     # ---- prediction: four separate paths, chunked over test rows
 
+    @property
+    def row_elements(self) -> int:
+        """Elements of temporaries per new row."""
+        return 4 * max(1, self.sites.linear.shape[:-1].numel()) * self.plan.X.shape[-2]
+
     def _chunks(self, X: Tensor, arrays: int) -> list[Tensor]:
         latents = max(1, self.sites.linear.shape[:-1].numel())
         return list(X.split(self.plan.policy.chunk_rows(arrays * latents * self.plan.X.shape[-2])))

@@ -39,6 +39,7 @@ class Nearness:
         self.kernel, self.policy = kernel, policy
         no_scale = scaled_inputs(kernel, X[:1]) is None
         self.by_correlation = no_scale and len(X) <= _MOST_CORRELATIONS
+        self._searched: Tensor | None = None  # the rows that the last search was made for
         self.note: str | None = None
         if no_scale and not self.by_correlation:
             self.note = (
@@ -52,13 +53,15 @@ class Nearness:
             return ordering.maximin(self._coordinates(X), np.random.default_rng(_SEED))
         return ordering.maximin_by(lambda i: self.squared(X[i : i + 1], X)[0].cpu().numpy(), len(X))
 
-    def nearest_earlier(self, X: Tensor, m: int) -> np.ndarray:
-        """Return the m nearest earlier rows of every row of X, as `mercer.geometry.neighbours` does."""
-        if not self.by_correlation and X.is_cuda:
-            return neighbours_torch.nearest_earlier(self._scaled(X), m, self.policy.chunk_elements).cpu().numpy()
-        if not self.by_correlation:
-            return neighbours.nearest_earlier(self._coordinates(X), m)
-        return self._correlated(X, X, m, earlier=True)[0][:, ::-1].copy()
+    def nearest_earlier(self, X: Tensor, m: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the m nearest earlier rows of every row of X, or of ``rows``, as `mercer.geometry.neighbours` does."""
+        if not self.by_correlation and not X.is_cuda:
+            return neighbours.nearest_earlier(self._coordinates(X), m, rows)
+        if self.by_correlation:
+            found = self._correlated(X, X, m, earlier=True)[0][:, ::-1].copy()
+        else:
+            found = neighbours_torch.nearest_earlier(self._scaled(X), m, self.policy.chunk_elements).cpu().numpy()
+        return found if rows is None else found[rows]
 
     def within_radius(self, X: Tensor, distance: np.ndarray, rho: float, largest: int) -> np.ndarray:
         """Return the earlier rows within ρ maximin distances, at most ``largest``."""
@@ -75,7 +78,9 @@ class Nearness:
             found, squared = neighbours_torch.nearest(left, right, m, self.policy.chunk_elements)
             return found.cpu().numpy(), squared.cpu().numpy()
         if not self.by_correlation:
-            return neighbours.nearest(self._coordinates(X), self._coordinates(X_new), m)
+            if self._searched is not X:
+                self._searched, self._nearest = X, neighbours.Nearest(self._coordinates(X))
+            return self._nearest(self._coordinates(X_new), m)
         return self._correlated(X, X_new, min(m, len(X)), earlier=False)
 
     @torch.no_grad()

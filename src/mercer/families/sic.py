@@ -8,7 +8,7 @@ q(f) = N(Λ⁻¹λ1, (V Vᵀ)⁻¹). Noisy Gaussian data have a second, cheaper 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mercer._typing import Sites
 from mercer.families.base import Prior
+from mercer.families.nearness import Nearness
 from mercer.families.sic_plan import SicPlan, plan_columns
 from mercer.families.vecchia import Appended, append, prior_factor, response_columns, response_log_likelihood
 from mercer.linalg.cholesky import NotPositiveDefiniteError
@@ -80,15 +81,15 @@ class SparseInverseCholesky:
 
     def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> SicPlan:
         """Order the rows X (n, d) and find their neighbours at the prior's present lengthscales."""
-        return plan_columns(prior, X, policy, self.n_neighbors, self.rho if self.pattern == "ball" else None)
+        return self.plan_some(prior, X, policy, None)
+
+    def plan_some(self, prior: Prior, X: Tensor, policy: NumericalPolicy, rows: Tensor | None) -> SicPlan:
+        """Return a plan by which the response evidence is estimated from the columns of ``rows`` (r,) alone."""
+        return plan_columns(prior, X, policy, self.n_neighbors, self.rho if self.pattern == "ball" else None, rows)
 
     def stale(self, prior: Prior, plan: SicPlan) -> bool:
         """Whether the plan should be made anew for the prior's present lengthscales."""
         return plan.stale(prior)
-
-    def subset(self, plan: SicPlan, rows: Tensor) -> SicPlan:
-        """Return the plan whose response evidence is estimated from the columns of these rows (r,) alone."""
-        return replace(plan, rows=plan.position[rows].sort().values)
 
     def condition(self, prior: Prior, plan: SicPlan, sites: Sites) -> SicPosterior:
         """Return the posterior of ``prior`` under ``sites`` at the planned rows."""
@@ -136,15 +137,16 @@ class SicPosterior:
         if self.latent:
             _ = self._mean_in_order
             self._prior_factor = self.U.detach()
-            self.precision.release()
+            self.precision = self.precision.released()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._prior_factor is None or not self._prior_factor.requires_grad:
-            return self.__dict__
-        state = {**self.__dict__, "_prior_factor": None}
-        state.pop("precision", None)
-        return state
+        kept = ("prior", "plan", "sites", "family", "latent", "_mean_in_order")
+        state = {name: value for name, value in self.__dict__.items() if name in kept}
+        if "precision" in self.__dict__:
+            state["precision"] = self.precision.released()
+        U = None if self._prior_factor is None else self._prior_factor.detach()
+        return {**state, "_prior_factor": U, "_near": None}
 
     # ---- the prior's factor U and the posterior's V, rows in the plan's order
 
@@ -303,14 +305,23 @@ class SicPosterior:
         m = self.family.n_neighbors_predict
         if self.latent:
             values = self._mean_in_order  # which may raise the nugget
-            return append(self.prior, self.plan, X, None, m, joint), values
+            return append(self.prior, self.plan, X, None, m, joint, self._nearness), values
         target, noise = (self._ordered(each) for each in self._targets())
-        return append(self.prior, self.plan, X, noise, m, joint), target
+        return append(self.prior, self.plan, X, noise, m, joint, self._nearness), target
 
-    def _chunks(self, X: Tensor) -> tuple[Tensor, ...]:
+    @cached_property
+    def _nearness(self) -> Nearness:
+        return Nearness(self.prior.kernel, self.plan.X, self.plan.policy)
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of temporaries per new row."""
         width = 1 + min(self.family.n_neighbors_predict, len(self.plan.X))
         members = 1 if self.latent else max(1, self.sites.precision.shape[:-1].numel())
-        return X.split(self.plan.policy.chunk_rows(4 * members * width**2))
+        return 4 * members * width**2
+
+    def _chunks(self, X: Tensor) -> tuple[Tensor, ...]:
+        return X.split(self.plan.policy.chunk_rows(self.row_elements))
 
     def mean(self, X: Tensor) -> Tensor:
         """Return the mean of f at X (q, d): (*b, q)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +41,8 @@ class SicPlan:
 
     ``order`` (n,) are the rows in maximin order, ``X`` (n, d) the inputs and ``pattern`` the neighbours in that
     order, ``distance`` (n,) the maximin distances; ``scale`` (d,) how many lengthscales the inputs spread over (None
-    where the kernel has no such), ``notes`` what a user should know, and ``rows`` the columns that a sum over columns
-    takes (all if None).
+    where the kernel has no such), ``notes`` what a user should know, ``rows`` the columns that a sum over columns
+    takes (all if None), and ``nugget`` the jitter that the latent prior has needed so far.
     """
 
     order: Tensor
@@ -61,13 +62,6 @@ class SicPlan:
         return rows.split(self.policy.chunk_rows(4 * members * columns.shape[-1] ** 2))
 
     @property
-    def position(self) -> Tensor:
-        """(n,), where each row of the data stands in the order."""
-        return torch.empty_like(self.order).index_copy(
-            0, self.order, torch.arange(len(self.order), device=self.order.device)
-        )
-
-    @property
     def in_data_order(self) -> Tensor:
         """(n, d), the inputs in the order of the data."""
         return torch.empty_like(self.X).index_copy(0, self.order, self.X)
@@ -79,12 +73,20 @@ class SicPlan:
     def stale(self, prior: Prior) -> bool:
         """Whether lengthscales that matter have moved by more than a factor of 1.5 against each other.
 
-        All moving together leaves order and neighbours as they are.
+        All moving together leaves order and neighbours as they are. A sum over some columns only says where to look
+        further, and bears a factor of 2.
         """
         scale = spread_in_lengthscales(prior, self.X)
         if scale is None or self.scale is None:
             return False
-        return moved(scale.cpu().numpy(), self.scale.cpu().numpy())
+        factor = 1.5 if self.rows is None else 2.0
+        return moved(scale.cpu().numpy(), self.scale.cpu().numpy(), factor)
+
+
+def _positions(order: Tensor) -> Tensor:
+    """Return where each row of the data stands in the order, (n,)."""
+    rows = torch.arange(len(order), device=order.device)
+    return torch.empty_like(rows).index_copy(0, order, rows)
 
 
 @torch.no_grad()
@@ -96,7 +98,12 @@ def spread_in_lengthscales(prior: Prior, X: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def plan_columns(
-    prior: Prior, X: Tensor, policy: NumericalPolicy, n_neighbors: int = 30, rho: float | None = None
+    prior: Prior,
+    X: Tensor,
+    policy: NumericalPolicy,
+    n_neighbors: int = 30,
+    rho: float | None = None,
+    rows: Tensor | None = None,
 ) -> SicPlan:
     """Order the rows of X by maximin and give each its neighbours among those before it.
 
@@ -110,6 +117,8 @@ def plan_columns(
         m nearest earlier rows; with ``rho`` the most that a row may have.
     rho : float ≥ 1, optional
         Take the earlier rows within ρ maximin distances instead.
+    rows : (r,) int tensor, optional
+        Rows of X whose columns alone will be summed over, for all; others get no neighbours.
 
     Returns
     -------
@@ -123,11 +132,15 @@ def plan_columns(
     order, distance = nearness.maximin(X)
     index = torch.as_tensor(order, device=X.device)
     ordered = X[index]
-    neighbours = (
-        nearness.nearest_earlier(ordered, min(n_neighbors, max(1, len(X) - 1)))
-        if rho is None
-        else nearness.within_radius(ordered, distance, rho, n_neighbors)
-    )
+    some = None if rows is None else _positions(index)[rows].sort().values
+    n_neighbors = min(n_neighbors, max(1, len(X) - 1))
+    if rho is not None:
+        neighbours = nearness.within_radius(ordered, distance, rho, n_neighbors)
+    elif some is None:
+        neighbours = nearness.nearest_earlier(ordered, n_neighbors)
+    else:
+        neighbours = np.full((len(X), n_neighbors), -1)
+        neighbours[some.cpu().numpy()] = nearness.nearest_earlier(ordered, n_neighbors, some.cpu().numpy())
     pattern = Pattern(torch.as_tensor(neighbours, device=X.device))
     notes = () if nearness.note is None else (nearness.note,)
     scale = spread_in_lengthscales(prior, X)
@@ -139,5 +152,6 @@ def plan_columns(
         policy,
         scale,
         notes,
-        nugget=Nugget(X.dtype),
+        some,
+        Nugget(X.dtype),
     )

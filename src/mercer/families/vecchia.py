@@ -36,7 +36,7 @@ def prior_factor(prior: Prior, plan: SicPlan) -> Tensor:
     """
     while True:
         try:
-            chunks = [_checkpointed(_prior_columns, prior, plan, chunk) for chunk in plan.chunks(None)]
+            chunks = [_checkpointed(_prior_columns, prior.kernel, prior, plan, chunk) for chunk in plan.chunks(None)]
             U = torch.cat(chunks, -2)
             known = U.detach()[..., -1].square().amax() * plan.prior_variance(prior).detach()
             if bool(known * torch.finfo(U.dtype).eps > _ROUNDING):
@@ -95,8 +95,9 @@ def response_log_likelihood(prior: Prior, plan: SicPlan, y: Tensor, noise: Tenso
         white = (u * y[..., plan.pattern.columns[chunk].clamp_min(0)]).sum(-1)
         return (u[..., -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(chunk)
 
+    of = _with_slope if total.numel() == 1 else _checkpointed
     for chunk in plan.chunks(plan.rows, max(1, noise.shape[:-1].numel())):
-        total = total + _checkpointed(of_chunk, y, noise, chunk)
+        total = total + of(of_chunk, prior.kernel, y, noise, chunk)
     return total if plan.rows is None else total * (len(plan.X) / len(plan.rows))
 
 
@@ -128,7 +129,15 @@ class Appended:
         return solve(self.pattern, self.factor, x, True)
 
 
-def append(prior: Prior, plan: SicPlan, X_new: Tensor, noise: Tensor | None, n_neighbors: int, joint: bool) -> Appended:
+def append(
+    prior: Prior,
+    plan: SicPlan,
+    X_new: Tensor,
+    noise: Tensor | None,
+    n_neighbors: int,
+    joint: bool,
+    nearness: Nearness | None = None,
+) -> Appended:
     """Return the columns of new rows.
 
     Parameters
@@ -140,13 +149,16 @@ def append(prior: Prior, plan: SicPlan, X_new: Tensor, noise: Tensor | None, n_n
     n_neighbors : int
         How many each new row is given: the nearest data and, if ``joint``, new rows before it.
     joint : bool
+    nearness : Nearness, optional
+        For the prior and the plan's rows, where it can be kept from one call to the next.
 
     Returns
     -------
     Appended
     """
     n, q = len(plan.X), len(X_new)
-    columns = _neighbours_of_new(prior, plan, X_new, n_neighbors, joint)
+    nearness = nearness or Nearness(prior.kernel, plan.X, plan.policy)
+    columns = _neighbours_of_new(nearness, plan, X_new, n_neighbors, joint)
     index = columns.clamp_min(0)
     X = torch.cat([plan.X, X_new])
     # a new row may be one of the data
@@ -164,10 +176,9 @@ def append(prior: Prior, plan: SicPlan, X_new: Tensor, noise: Tensor | None, n_n
     return Appended(columns.masked_fill(of_new, -1), -u.masked_fill(of_new, 0.0), u.masked_fill(~of_new, 0.0), pattern)
 
 
-def _neighbours_of_new(prior: Prior, plan: SicPlan, X_new: Tensor, m: int, joint: bool) -> Tensor:
+def _neighbours_of_new(nearness: Nearness, plan: SicPlan, X_new: Tensor, m: int, joint: bool) -> Tensor:
     """Return the nearest data and new rows before each new row, then itself, (q, w), ascending with −1 first."""
     n, q = len(plan.X), len(X_new)
-    nearness = Nearness(prior.kernel, plan.X, plan.policy)
     near, squared = (torch.as_tensor(each, device=X_new.device) for each in nearness.nearest(plan.X, X_new, m))
     own = n + torch.arange(q, device=X_new.device).unsqueeze(-1)
     if joint and q > 1:
@@ -193,8 +204,22 @@ def _prior_columns(prior: Prior, plan: SicPlan, chunk: Tensor) -> Tensor:
     return column_factors(_prior_tiles(prior, plan, X), plan.pattern.padding[chunk])
 
 
-def _checkpointed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def _checkpointed(function: Callable[..., Tensor], kernel: Any, *arguments: Any) -> Tensor:
     """Call it, and again for the gradient, so that nothing in between is kept."""
     if not torch.is_grad_enabled():
         return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _with_slope(function: Callable[..., Tensor], kernel: Any, *arguments: Any) -> Tensor:
+    """Call it for a single number and take its gradient at once, so that nothing has to be kept or computed twice."""
+    tensors = [each for each in arguments if isinstance(each, Tensor)]
+    leaves = [each for each in (*kernel.parameters(), *tensors) if each.requires_grad]
+    if not (torch.is_grad_enabled() and leaves):
+        return function(*arguments)
+    apart = {id(each): each.detach().requires_grad_() for each in tensors if each.requires_grad}
+    value = function(*(apart.get(id(each), each) for each in arguments))
+    slopes = torch.autograd.grad(value.sum(), [apart.get(id(each), each) for each in leaves], materialize_grads=True)
+    # equal to the value, with these slopes
+    linear = sum(((leaf - leaf.detach()) * slope).sum() for leaf, slope in zip(leaves, slopes, strict=True))
+    return value.detach() + linear

@@ -6,7 +6,7 @@ nearest neighbour last.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ _FLAT_GROWTH = 4  # a flat index costs nothing to build and looks at all, so its
 _FLAT_ROWS = 4096  # asked at once, so that their candidates' coordinates stay small
 
 
-def nearest_earlier(X: np.ndarray, m: int) -> np.ndarray:
+def nearest_earlier(X: np.ndarray, m: int, rows: np.ndarray | None = None) -> np.ndarray:
     """Return the m nearest earlier rows of every row of X, exactly.
 
     Parameters
@@ -31,10 +31,12 @@ def nearest_earlier(X: np.ndarray, m: int) -> np.ndarray:
     X : (n, d) array
         Dimensionless coordinates, in order.
     m : int ≥ 1
+    rows : (r,) int array, optional
+        Ascending; return the neighbours of these rows alone.
 
     Returns
     -------
-    (n, m) int64 array
+    (n, m) or (r, m) int64 array
         Padded with −1 on the left; nearest last.
 
     Notes
@@ -45,46 +47,61 @@ def nearest_earlier(X: np.ndarray, m: int) -> np.ndarray:
     """
     X = np.ascontiguousarray(X, dtype=np.float64)
     n = len(X)
-    found = np.full((n, m), -1, np.int64)
+    wanted = np.arange(n) if rows is None else np.asarray(rows)
+    found = np.full((len(wanted), m), -1, np.int64)
     flat = X.shape[1] > _TREE_DIMENSIONS
     start = 4 * m + 4 if not flat else n if _faiss() is None else max(_FLAT_FROM, 4 * m + 4)
     start = min(n, start)
-    found[:start] = _loops.earlier_nearest(X, np.arange(start), m)
+    done = int(np.searchsorted(wanted, start))
+    found[:done] = _loops.earlier_nearest(X, wanted[:done], m)
     while start < n:
         stop = min(n, start + (start // _FLAT_GROWTH if flat else start))
-        rows = np.arange(start, stop)
+        block = slice(done, int(np.searchsorted(wanted, stop)))
+        start, done = stop, block.stop
+        asking = wanted[block]
+        if len(asking) == 0:
+            continue
         if flat:
             asked = min(m + m // 2 + _SPARE, stop)
-            picked, _, short = _flat_nearest(X[:stop], X[start:stop], m, asked, rows)
+            picked, _, short = _flat_nearest(X[:stop], X[asking], m, asked, asking)
         else:
             asked = min(_CANDIDATES * m + 1, stop)
-            _, near = cKDTree(X[:stop]).query(X[start:stop], k=asked, workers=-1)
-            earlier = near < rows[:, None]
+            _, near = cKDTree(X[:stop]).query(X[asking], k=asked, workers=-1)
+            earlier = near < asking[:, None]
             # a stable sort keeps the earlier ones first and each group by distance
             picked = np.take_along_axis(near, np.argsort(~earlier, axis=1, kind="stable")[:, :m], axis=1)
             short = earlier.sum(1) < m
-        picked[short] = _loops.earlier_nearest(X, rows[short], m)
-        found[start:stop] = picked
-        start = stop
+        picked[short] = _loops.earlier_nearest(X, asking[short], m)
+        found[block] = picked
     return found[:, ::-1].copy()
 
 
-def nearest(X: np.ndarray, X_new: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the min(m, n) nearest rows of X (n, d) for every row of X_new (q, d), and their squared distances.
+class Nearest:
+    """The nearest of the rows of X (n, d), for any new rows; a tree is built when it is first needed."""
 
-    Both are (q, m), nearest first.
-    """
-    m = min(m, len(X))
-    if X.shape[1] <= _TREE_DIMENSIONS or _faiss() is None:
-        return _tree_nearest(X, X_new, m)
-    found, squared, unsure = _flat_nearest(X, X_new, m, min(m + m // 4 + _SPARE, len(X)))
-    found[unsure], squared[unsure] = _tree_nearest(X, X_new[unsure], m)
-    return found, squared
+    def __init__(self, X: np.ndarray):
+        self.X = X
 
+    @cached_property
+    def _tree(self) -> Any:
+        return cKDTree(self.X)
 
-def _tree_nearest(X: np.ndarray, X_new: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
-    distance, found = cKDTree(X).query(X_new, k=np.arange(1, m + 1), workers=-1)
-    return found.astype(np.int64), distance**2
+    def __call__(self, X_new: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the min(m, n) nearest rows for every row of X_new (q, d), and their squared distances.
+
+        Both are (q, m), nearest first.
+        """
+        X = self.X
+        m = min(m, len(X))
+        if X.shape[1] <= _TREE_DIMENSIONS or _faiss() is None:
+            return self._by_tree(X_new, m)
+        found, squared, unsure = _flat_nearest(X, X_new, m, min(m + m // 4 + _SPARE, len(X)))
+        found[unsure], squared[unsure] = self._by_tree(X_new[unsure], m)
+        return found, squared
+
+    def _by_tree(self, X_new: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+        distance, found = self._tree.query(X_new, k=np.arange(1, m + 1), workers=-1)
+        return found.astype(np.int64), distance**2
 
 
 @cache

@@ -135,16 +135,22 @@ class Evidence:
             steps = np.eye(len(start)) * max(1.0, float(self.data.weight.sum())) ** -0.5
         low, high = self.vector.bounds.T
         start = np.clip(start, low, high)
-        scale = np.diag(steps)
         # bounds of θ are bounds of z where each direction is one entry of θ; else θ is stopped at them
-        aligned = np.array_equal(steps, np.diag(scale))
+        aligned = np.array_equal(steps, np.diag(np.diag(steps)))
+        first: dict[bytes, tuple[float, np.ndarray]] = {}
+        stretch = 1.0
+        if not aligned:  # the first step of L-BFGS-B has length one in z, and should be Newton's
+            first[start.tobytes()] = self(start)
+            stretch = max(1.0, float(np.linalg.norm(steps.T @ first[start.tobytes()][1])))
+            steps = steps * stretch
+        scale = np.diag(steps)
         bounds = np.stack([low - start, high - start], axis=1) / scale[:, None] if aligned else None
         latest = {"value": -np.inf, "slope": np.inf}
 
         def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
             theta = np.clip(start + steps @ z, low, high)
             try:
-                value, grad = self(theta)
+                value, grad = first.pop(theta.tobytes()) if theta.tobytes() in first else self(theta)
                 if not (np.isfinite(value) and np.isfinite(grad).all()):
                     raise FloatingPointError("the objective is not finite")
             except (NotPositiveDefiniteError, FloatingPointError) as failure:
@@ -157,7 +163,7 @@ class Evidence:
             if value > best.value:
                 best.theta, best.value, best.sites = theta.copy(), value, self.sites
             slope = steps.T @ np.where(at_bounds(theta, self.vector.bounds) * grad > 0, 0.0, grad)
-            latest["value"], latest["slope"] = value, float(slope @ slope)
+            latest["value"], latest["slope"] = value, float(slope @ slope) / stretch**2
             return -value, -(grad * scale if aligned else slope)
 
         def iteration(_: np.ndarray) -> None:

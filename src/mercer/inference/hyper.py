@@ -25,22 +25,26 @@ if TYPE_CHECKING:
 
 _SUBSET_SHARE = 2  # each stage has so many times the rows of the stage before it
 _SUBSET_ROWS = 200  # no stage is smaller
-_COLUMN_SHARE = 4  # the same for columns, which cost the same each
+_COLUMN_SHARE = 8  # the same for columns, which cost the same each
 _SUBSET_COLUMNS = 1000
 _INFORMATION_COLUMNS = 1000  # so many say what curvature to expect
 _MOST_PLANS = 6  # orders and neighbours of one stage
 # an iteration that gains less (nats) ends the search; a subset says only where to start the next stage
-_SETTLED = 1e-2
+_SETTLED, _SETTLED_COLUMNS = 1e-2, 1e-1
 _SETTLED_SUBSET = 1e-1
 _FEW = 20  # so many hyperparameters are worth differences of the gradient for their curvature
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage looks at: data, and of these the columns of ``rows`` alone if given."""
+    """What one stage looks at: data, and of these the columns of ``rows`` alone if given.
+
+    ``least`` are the nats that the last stage may leave open: a tenth where neighbours are an approximation already.
+    """
 
     data: Data
     rows: Tensor | None = None
+    least: float = _SETTLED
 
     @property
     def size(self) -> int:
@@ -49,12 +53,13 @@ class Stage:
 
     def plan(self, model: Model) -> Any:
         """Return the family's plan at the model's present hyperparameters."""
-        plan = model.family.plan(model.prior, self.data.X, model.policy)
-        return plan if self.rows is None else model.family.subset(plan, self.rows)
+        if self.rows is None:
+            return model.family.plan(model.prior, self.data.X, model.policy)
+        return model.family.plan_some(model.prior, self.data.X, model.policy, self.rows)
 
     def settled(self, final: bool) -> float:
         """Return the nats that the search may leave open; those of columns stand for more."""
-        return _SETTLED if final else _SETTLED_SUBSET * self.data.n_rows / self.size
+        return self.least if final else _SETTLED_SUBSET * self.data.n_rows / self.size
 
 
 def learn(
@@ -244,7 +249,7 @@ def _stages(model: Model, data: Data, generator: torch.Generator) -> list[Stage]
     order = torch.randperm(data.n_rows, generator=generator)
     columns = model.likelihood.conjugate and model.family.sums_over_columns
     share, fewest = (_COLUMN_SHARE, _SUBSET_COLUMNS) if columns else (_SUBSET_SHARE, _SUBSET_ROWS)
-    stages, size = [Stage(data)], data.n_rows // share
+    stages, size = [Stage(data, least=_SETTLED_COLUMNS if columns else _SETTLED)], data.n_rows // share
     while size >= fewest:
         some = order[:size].to(data.X.device)
         stages.insert(0, Stage(data, some) if columns else Stage(data.rows(some.sort().values)))

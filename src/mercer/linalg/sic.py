@@ -89,16 +89,12 @@ class _ColumnFactors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tiles: Tensor, padding: Tensor) -> Tensor:
-        w = tiles.shape[-1]
-        outside = padding.unsqueeze(-1) | padding.unsqueeze(-2)
-        eye = torch.eye(w, dtype=tiles.dtype, device=tiles.device)
-        L, info = torch.linalg.cholesky_ex(torch.where(outside, eye, tiles))
-        if bool(info.any()):
+        u, L, broken = (_factor_on_cpu if tiles.device.type == "cpu" else _factor_in_batch)(tiles, padding)
+        if broken:
             raise NotPositiveDefiniteError(
                 "A tile of the covariance matrix is not positive definite: some neighbours are (nearly) the same "
                 "point. A larger nugget or noise variance cures it."
             )
-        u = torch.linalg.solve_triangular(L.mT, eye[:, -1:].expand(*L.shape[:-1], 1), upper=True).squeeze(-1)
         ctx.save_for_backward(L, u, padding)
         return u
 
@@ -106,13 +102,37 @@ class _ColumnFactors(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         L, u, padding = ctx.saved_tensors
-        last = u[..., -1:]
-        h = grad.masked_fill(padding, 0.0) / last
-        h[..., -1:] -= 0.5 * (h * u).sum(-1, keepdim=True) / last
-        pulled = torch.cholesky_solve(h.unsqueeze(-1), L).squeeze(-1)
-        outer = (pulled.unsqueeze(-1) * (-0.5 * last * u).unsqueeze(-2)).masked_fill(padding.unsqueeze(-2), 0.0)
-        outer = outer.masked_fill(padding.unsqueeze(-1), 0.0)
-        return outer + outer.mT, None
+        if u.device.type == "cpu":
+            rows = (each.expand(u.shape).reshape(-1, u.shape[-1]).contiguous() for each in (u, padding, grad))
+            arrays = [each.numpy() for each in (L.reshape(-1, *L.shape[-2:]), *rows)]
+            return torch.from_numpy(_loops.column_factors_adjoint(*arrays)).reshape(L.shape), None
+        return _adjoint_in_batch(L, u, padding, grad), None
+
+
+def _factor_on_cpu(tiles: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, bool]:
+    flat = tiles.detach().reshape(-1, *tiles.shape[-2:]).contiguous()
+    padded = padding.expand(tiles.shape[:-1]).reshape(flat.shape[:-1]).contiguous()
+    u, L, broken = _loops.column_factors(flat.numpy(), padded.numpy())
+    return torch.from_numpy(u).reshape(tiles.shape[:-1]), torch.from_numpy(L).reshape(tiles.shape), bool(broken.any())
+
+
+def _factor_in_batch(tiles: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Do the same with batched operations only."""
+    outside = padding.unsqueeze(-1) | padding.unsqueeze(-2)
+    eye = torch.eye(tiles.shape[-1], dtype=tiles.dtype, device=tiles.device)
+    L, info = torch.linalg.cholesky_ex(torch.where(outside, eye, tiles))
+    u = torch.linalg.solve_triangular(L.mT, eye[:, -1:].expand(*L.shape[:-1], 1), upper=True).squeeze(-1)
+    return u, L, bool(info.any())
+
+
+def _adjoint_in_batch(L: Tensor, u: Tensor, padding: Tensor, grad: Tensor) -> Tensor:
+    last = u[..., -1:]
+    h = grad.masked_fill(padding, 0.0) / last
+    h[..., -1:] -= 0.5 * (h * u).sum(-1, keepdim=True) / last
+    pulled = torch.cholesky_solve(h.unsqueeze(-1), L).squeeze(-1)
+    outer = pulled.unsqueeze(-1) * (-0.5 * last * u).unsqueeze(-2)
+    outer = outer.masked_fill(padding.unsqueeze(-2) | padding.unsqueeze(-1), 0.0)
+    return outer + outer.mT
 
 
 def times(pattern: Pattern, val: Tensor, x: Tensor, transposed: bool = False) -> Tensor:

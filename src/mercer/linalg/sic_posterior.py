@@ -6,6 +6,7 @@ means exact to their tolerance, and stands for Λ in determinants and covariance
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from typing import Any
 
@@ -58,10 +59,11 @@ class PosteriorPrecision:
         self.val, self.precision = val.detach(), precision.detach()
         self.factor, self.shift = incomplete_factor(pattern, self._entries, shifting)
 
-    def release(self) -> PosteriorPrecision:
-        """Forget what only gradients need."""
-        self._leaves, self._entries = (self.val, self.precision), self._entries.detach()
-        return self
+    def released(self) -> PosteriorPrecision:
+        """Return the same without what only gradients need."""
+        other = copy.copy(self)
+        other._leaves, other._entries = (self.val, self.precision), self._entries.detach()
+        return other
 
     @cached_property
     def diagonal(self) -> Tensor:

@@ -69,11 +69,13 @@ class Family(Protocol):
     """Gaussian structure of prior and posterior.
 
     ``sums_over_columns`` says that the evidence of noisy Gaussian data is a sum that random terms estimate; the family
-    then has ``plan_some(prior, X, policy, rows)``, which plans for the terms of these rows alone.
+    then has ``plan_some(prior, X, policy, rows)``, which plans for the terms of these rows alone. ``stage_growth`` is
+    how many times more rows each stage of learning looks at: the less the cost grows with rows, the more.
     """
 
     name: ClassVar[str]
     sums_over_columns: bool
+    stage_growth: int
 
     def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> Any:
         """Choose orderings, neighbours or inducing points for the rows X. No gradients."""

@@ -42,6 +42,7 @@ class Exact:
 
     name: ClassVar[str] = "exact"
     sums_over_columns: ClassVar[bool] = False
+    stage_growth: ClassVar[int] = 2
 
     def stale(self, prior: Prior, plan: ExactPlan) -> bool:
         """Return False: rows are rows."""

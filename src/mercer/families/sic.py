@@ -21,10 +21,11 @@ from mercer.families.nearness import Nearness
 from mercer.families.sic_plan import SicPlan, plan_columns
 from mercer.families.vecchia import Appended, append, prior_factor, response_columns, response_log_likelihood
 from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.linalg.incomplete import precision_entries
 from mercer.linalg.sic_posterior import PosteriorPrecision
 from mercer.policy import NumericalPolicy
 
-_NOISY = 0.05  # noise over prior variance from which the latent form is the more accurate
+_NOISY = 0.005  # noise over prior variance from which the latent form is clearly the more accurate
 _UNSEEN = 1e10  # noise over prior variance of a row without a target
 
 
@@ -65,6 +66,7 @@ class SparseInverseCholesky:
     rho: float = 2.0
     form: str = "auto"
     name: ClassVar[str] = "sic"
+    stage_growth: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if self.pattern not in ("knn", "ball"):
@@ -107,10 +109,8 @@ class SicPosterior:
         λ1 and λ2, (*b, n), of the centred latent g = f − μ.
     family : SparseInverseCholesky
         Its options.
-    prior_factor : (n, w), optional
-        U, when the caller has it.
-    near : (*b, n), optional
-        Where the solve for the mean begins, in the plan's order.
+    like : SicPosterior, optional
+        One of the same prior and plan, whose U is shared.
     """
 
     pathwise = False
@@ -121,22 +121,21 @@ class SicPosterior:
         plan: SicPlan,
         sites: Sites,
         family: SparseInverseCholesky,
-        prior_factor: Tensor | None = None,
-        near: Tensor | None = None,
+        like: SicPosterior | None = None,
     ):
         self.prior, self.plan, self.sites, self.family = prior, plan, sites, family
-        self._prior_factor, self._near = prior_factor, near
+        self._prior_factor: tuple[Tensor, Tensor] | None = None if like is None else like._prior_factor
+        self._near: Tensor | None = None if like is None else like.__dict__.get("_mean_in_order", like._near)
 
     def with_sites(self, sites: Sites) -> SicPosterior:
         """Return the posterior under the same prior and rows with other sites; U is shared."""
-        near = self.__dict__.get("_mean_in_order")
-        return SicPosterior(self.prior, self.plan, sites, self.family, self.U, near)
+        return SicPosterior(self.prior, self.plan, sites, self.family, self)
 
     def release(self) -> SicPosterior:
         """Compute what predictions need, then forget what only gradients need."""
         if self.latent:
             _ = self._mean_in_order
-            self._prior_factor = self.U.detach()
+            self._prior_factor = None
             self.precision = self.precision.released()
         return self
 
@@ -145,17 +144,22 @@ class SicPosterior:
         state = {name: value for name, value in self.__dict__.items() if name in kept}
         if "precision" in self.__dict__:
             state["precision"] = self.precision.released()
-        U = None if self._prior_factor is None else self._prior_factor.detach()
-        return {**state, "_prior_factor": U, "_near": None}
+        return {**state, "_prior_factor": None, "_near": None}
 
     # ---- the prior's factor U and the posterior's V, rows in the plan's order
 
     @property
     def U(self) -> Tensor:
         """Factor of the prior, (n, w), differentiable."""
+        return self._prior_parts[0]
+
+    @property
+    def _prior_parts(self) -> tuple[Tensor, Tensor]:
+        """U and the entries of U Uᵀ on its pattern."""
         if self._prior_factor is None:
             with torch.enable_grad():
-                self._prior_factor = prior_factor(self.prior, self.plan)
+                U = prior_factor(self.prior, self.plan)
+                self._prior_factor = U, precision_entries(self.plan.pattern, U)
         return self._prior_factor
 
     @cached_property
@@ -165,7 +169,8 @@ class SicPosterior:
         with torch.enable_grad():
             while True:
                 try:
-                    return PosteriorPrecision(self.plan.pattern, self.U, precision, shifting=False)
+                    U, entries = self._prior_parts
+                    return PosteriorPrecision(self.plan.pattern, U, precision, shifting=False, prior_entries=entries)
                 except NotPositiveDefiniteError as failure:
                     if self._is_for_want_of_a_prior(precision):
                         self.plan.nugget.raise_after(failure)
@@ -258,11 +263,20 @@ class SicPosterior:
         Z is ∫ p̂(g) ∏ t(g) dg with |V Vᵀ| for |Λ|. Mean and variance are its derivatives in the sites: what a bound
         made of all three says of its own slope is true to rounding, whatever V misses.
         """
+        return self._site_terms() if torch.is_grad_enabled() else self._plain_site_terms
+
+    def _site_terms(self) -> tuple[Tensor, Tensor, Tensor]:
         linear = self._ordered(self.sites.linear)
         logdet, variance = self.precision.logdet_and_variance()
-        mean = self.precision.mean(linear, self._near) if torch.is_grad_enabled() else self._mean_in_order
+        near = self.__dict__.get("_mean_in_order", self._near)
+        mean = self.precision.mean(linear, near) if torch.is_grad_enabled() else self._mean_in_order
         log_z = 0.5 * (linear * mean).sum(-1) - 0.5 * (logdet - self._prior_logdet())
         return log_z, self._as_data(mean), self._as_data(variance)
+
+    @cached_property
+    def _plain_site_terms(self) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            return self._site_terms()
 
     def log_normaliser(self) -> tuple[Tensor, Tensor]:
         """Return log Z (*b,), in nats, and the mean of g at the data (*b, n), as `site_terms` does."""
@@ -276,8 +290,7 @@ class SicPosterior:
     @cached_property
     def variance_at_data(self) -> Tensor:
         """Variance of g at the training rows, (*b, n), in units of f²; not differentiable."""
-        with torch.no_grad():
-            return self._as_data(self.precision.logdet_and_variance()[1])
+        return self._plain_site_terms[2]
 
     def covariance_product(self, vectors: Tensor) -> Tensor:
         """Return Λ⁻¹ times vectors (*b, n) at the training rows; not differentiable."""

@@ -23,9 +23,7 @@ from mercer.linalg.cholesky import NotPositiveDefiniteError
 if TYPE_CHECKING:
     from mercer.model import Model
 
-_SUBSET_SHARE = 2  # each stage has so many times the rows of the stage before it
 _SUBSET_ROWS = 200  # no stage is smaller
-_COLUMN_SHARE = 8  # the same for columns, which cost the same each
 _SUBSET_COLUMNS = 1000
 _INFORMATION_COLUMNS = 1000  # so many say what curvature to expect
 _MOST_PLANS = 6  # orders and neighbours of one stage
@@ -248,7 +246,9 @@ def _stages(model: Model, data: Data, generator: torch.Generator) -> list[Stage]
     """Return nested random subsets, each a share of the next, and last the data themselves."""
     order = torch.randperm(data.n_rows, generator=generator)
     columns = model.likelihood.conjugate and model.family.sums_over_columns
-    share, fewest = (_COLUMN_SHARE, _SUBSET_COLUMNS) if columns else (_SUBSET_SHARE, _SUBSET_ROWS)
+    growth = model.family.stage_growth
+    # what columns say does not change with the number of rows, so that fewer stages do
+    share, fewest = (2 * growth, _SUBSET_COLUMNS) if columns else (growth, _SUBSET_ROWS)
     stages, size = [Stage(data, least=_SETTLED_COLUMNS if columns else _SETTLED)], data.n_rows // share
     while size >= fewest:
         some = order[:size].to(data.X.device)

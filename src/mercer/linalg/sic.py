@@ -187,7 +187,8 @@ class _Map(torch.autograd.Function):
 
 
 def _map(pattern: Pattern, val: Tensor, x: Tensor, inverse: bool, transposed: bool) -> Tensor:
-    batch = torch.broadcast_shapes(val.shape[:-2], x.shape[:-1])
+    # the general rule takes longer than a sweep of few rows
+    batch = x.shape[:-1] if val.dim() == 2 else torch.broadcast_shapes(val.shape[:-2], x.shape[:-1])
     shared = val.shape[:-2].numel() == 1
     if x.device.type != "cpu":
         return _map_by_levels(pattern, val, x.expand(*batch, -1), inverse, transposed)

@@ -39,6 +39,8 @@ class PosteriorPrecision:
         Relative residual of every solve.
     shifting : bool
         Whether a factor that breaks down may be one of a shifted Λ, and so a preconditioner only.
+    prior_entries : (*b, n, w), optional
+        `mercer.linalg.incomplete.precision_entries` of U, where the caller has them already.
 
     Attributes
     ----------
@@ -50,11 +52,20 @@ class PosteriorPrecision:
         Largest relative residual that a solve was left with.
     """
 
-    def __init__(self, pattern: Pattern, val: Tensor, precision: Tensor, tol: float = 1e-10, shifting: bool = True):
+    def __init__(
+        self,
+        pattern: Pattern,
+        val: Tensor,
+        precision: Tensor,
+        tol: float = 1e-10,
+        shifting: bool = True,
+        prior_entries: Tensor | None = None,
+    ):
         self.pattern, self.tol, self.residual = pattern, tol, 0.0
         self._leaves = val, precision
         batch = torch.broadcast_shapes(val.shape[:-2], precision.shape[:-1])
-        entries = precision_entries(pattern, val).expand(*batch, *val.shape[-2:])
+        prior = precision_entries(pattern, val) if prior_entries is None else prior_entries
+        entries = prior.expand(*batch, *val.shape[-2:])
         self._entries = torch.cat([entries[..., :-1], entries[..., -1:] + precision.unsqueeze(-1)], -1)
         self.val, self.precision = val.detach(), precision.detach()
         self.factor, self.shift = incomplete_factor(pattern, self._entries, shifting)

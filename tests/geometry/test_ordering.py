@@ -100,3 +100,11 @@ def test_automatic_takes_what_the_size_can_bear(monkeypatch):
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="'exact', 'grid' or 'blocked'"):
         maximin(uniform(3, 1), np.random.default_rng(0), "spiral")
+
+
+def test_distances_that_nobody_wants_are_not_searched_for():
+    X = np.random.default_rng(3).uniform(size=(5000, 3))
+    plain, whole = (maximin(X, np.random.default_rng(0), "blocked", lengths=wanted) for wanted in (False, True))
+    assert np.array_equal(plain.order, whole.order)
+    assert np.array_equal(np.isnan(plain.distance), np.arange(5000) >= 4096)
+    assert np.array_equal(plain.distance[:4096], whole.distance[:4096]) and np.isfinite(whole.distance).all()

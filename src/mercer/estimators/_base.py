@@ -196,7 +196,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         learned = self._learn(model, data, generator, start, progress, notes)
         if policy.dtype != torch.float64:
             notes.append(f"hyperparameters were learned in {self.dtype}; the posterior is in float64")
-        fitted, inference = condition(model, rows, units, learned.theta, learned.sites)
+        plan = learned.plan if policy.dtype == torch.float64 else None
+        fitted, inference = condition(model, rows, units, learned.theta, learned.sites, plan)
         converged = bool(learned.converged and inference.converged)
         self.__dict__.update(fitted, n_iter_=max(1, learned.n_iter), converged_=converged)
         jacobian = units.log_jacobian(rows)

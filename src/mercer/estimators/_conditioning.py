@@ -22,7 +22,7 @@ _FINAL_TOL = 1e-14  # relative tolerance of the sites that a fitted model keeps
 
 
 def condition(
-    model: Model, rows: Rows, units: Units, theta: np.ndarray, sites: Sites | None
+    model: Model, rows: Rows, units: Units, theta: np.ndarray, sites: Sites | None, plan: Any = None
 ) -> tuple[dict[str, Any], Inference]:
     """Condition on the data at θ, in float64 and to a tight tolerance.
 
@@ -39,6 +39,8 @@ def condition(
         In model units.
     sites : Sites or None
         Where to start.
+    plan : Plan, optional
+        The family's plan for the data in float64 at θ, where there is one already.
 
     Returns
     -------
@@ -63,7 +65,8 @@ def condition(
     if sites is not None:
         sites = Sites(sites.linear.double(), sites.precision.double())
     data = make_data(rows, units, model.policy)
-    plan = model.family.plan(model.prior, data.X, model.policy)
+    if plan is None:
+        plan = model.family.plan(model.prior, data.X, model.policy)
     inference = run(model, plan, data, sites)
     if not inference.converged:  # rounding may stand in the way of the last digits
         inference = run(replace(model, policy=loose), plan, data, inference.state.sites)

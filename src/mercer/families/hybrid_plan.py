@@ -199,7 +199,7 @@ def plan_hybrid(
     if Z is None:
         Z = _inducing(prior.kernel, X, n_inducing, seed)
     nearness, residual = Nearness(prior.kernel, X, policy), Residual(prior.kernel, Z, policy)
-    order = torch.as_tensor(nearness.maximin(X)[0], device=X.device)
+    order = torch.as_tensor(nearness.maximin(X, lengths=False)[0], device=X.device)
     data = residual.points(X[order])
     m, candidates = min(n_neighbors, max(1, len(X) - 1)), None
     notes = [] if nearness.note is None else [nearness.note]

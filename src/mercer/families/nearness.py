@@ -47,10 +47,10 @@ class Nearness:
                 f"{len(X)} rows are too many for correlations"
             )
 
-    def maximin(self, X: Tensor) -> ordering.Ordering:
-        """Return the maximin order of the rows of X (n, d)."""
+    def maximin(self, X: Tensor, lengths: bool = True) -> ordering.Ordering:
+        """Return the maximin order of the rows of X (n, d), with NaN for costly distances unless these are wanted."""
         if not self.by_correlation:
-            return ordering.maximin(self._coordinates(X), np.random.default_rng(_SEED))
+            return ordering.maximin(self._coordinates(X), np.random.default_rng(_SEED), lengths=lengths)
         return ordering.maximin_by(lambda i: self.squared(X[i : i + 1], X)[0].cpu().numpy(), len(X))
 
     def nearest_earlier(self, X: Tensor, m: int, rows: np.ndarray | None = None) -> np.ndarray:

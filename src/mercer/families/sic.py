@@ -87,7 +87,8 @@ class SparseInverseCholesky:
 
     def plan_some(self, prior: Prior, X: Tensor, policy: NumericalPolicy, rows: Tensor | None) -> SicPlan:
         """Return a plan by which the response evidence is estimated from the columns of ``rows`` (r,) alone."""
-        return plan_columns(prior, X, policy, self.n_neighbors, self.rho if self.pattern == "ball" else None, rows)
+        rho = self.rho if self.pattern == "ball" else None
+        return plan_columns(prior, X, policy, self.n_neighbors, rho, rows, lengths=rho is not None)
 
     def stale(self, prior: Prior, plan: SicPlan) -> bool:
         """Whether the plan should be made anew for the prior's present lengthscales."""

@@ -104,6 +104,7 @@ def plan_columns(
     n_neighbors: int = 30,
     rho: float | None = None,
     rows: Tensor | None = None,
+    lengths: bool = True,
 ) -> SicPlan:
     """Order the rows of X by maximin and give each its neighbours among those before it.
 
@@ -119,6 +120,8 @@ def plan_columns(
         Take the earlier rows within ρ maximin distances instead.
     rows : (r,) int tensor, optional
         Rows of X whose columns alone will be summed over, for all; others get no neighbours.
+    lengths : bool, default=True
+        Whether maximin distances are wanted, which many rows in many dimensions have to be searched for.
 
     Returns
     -------
@@ -129,7 +132,7 @@ def plan_columns(
     if rho is not None and rho < 1.0:
         raise ValueError(f"rho must be at least 1, got {rho}.")
     nearness = Nearness(prior.kernel, X, policy)
-    order, distance = nearness.maximin(X)
+    order, distance = nearness.maximin(X, lengths)
     index = torch.as_tensor(order, device=X.device)
     ordered = X[index]
     some = None if rows is None else _positions(index)[rows].sort().values

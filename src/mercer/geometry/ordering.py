@@ -31,7 +31,7 @@ class Ordering(NamedTuple):
     distance: np.ndarray
 
 
-def maximin(X: np.ndarray, generator: np.random.Generator, method: str = "auto") -> Ordering:
+def maximin(X: np.ndarray, generator: np.random.Generator, method: str = "auto", lengths: bool = True) -> Ordering:
     """Return the maximin order of the rows of X.
 
     Parameters
@@ -44,6 +44,8 @@ def maximin(X: np.ndarray, generator: np.random.Generator, method: str = "auto")
         "exact" looks at all n² distances. "grid" gives the same order in about n log n steps, with a constant that
         grows as 3ᵈ. "blocked" orders a random subset of 4096 rows exactly and appends the rest at random. "auto"
         takes "exact" up to 20 000 rows, then "grid" up to four dimensions, else "blocked".
+    lengths : bool, default=True
+        Whether the distances are wanted. "blocked" has to search for those of most rows, and else leaves NaN.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def maximin(X: np.ndarray, generator: np.random.Generator, method: str = "auto")
     elif method == "grid":
         order, squared = _grid(X)
     elif method == "blocked":
-        order, squared = _blocked(X, generator)
+        order, squared = _blocked(X, generator, lengths)
     else:
         raise ValueError(f"method must be 'auto', 'exact', 'grid' or 'blocked', got {method!r}.")
     return Ordering(order, _lengths(squared))
@@ -110,13 +112,15 @@ def _lengths(squared: np.ndarray) -> np.ndarray:
     return distance
 
 
-def _blocked(X: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _blocked(X: np.ndarray, generator: np.random.Generator, lengths: bool) -> tuple[np.ndarray, np.ndarray]:
     n = len(X)
     shuffled = generator.permutation(n)
     subset, rest = shuffled[:_SUBSET], shuffled[_SUBSET:]
     chosen, squared = _loops.farthest_points(X[subset], _middle(X[subset]), len(subset))
     order = np.concatenate([subset[chosen], rest])
-    if len(rest):
+    if len(rest) and not lengths:
+        squared = np.concatenate([squared, np.full(len(rest), np.nan)])
+    elif len(rest):
         nearest = nearest_earlier(X[order], 1)[len(subset) :, 0]
         squared = np.concatenate([squared, ((X[rest] - X[order[nearest]]) ** 2).sum(1)])
     return order, squared

@@ -40,7 +40,8 @@ class Learned:
     ``theta`` is the best point seen and ``value`` its objective (nats, priors included); ``trace`` holds the
     objective at each iteration on all rows; ``optima`` how far below the best each start of several ended (nats,
     ≤ 0, on the rows of the first stage); ``steps`` (k, k) are directions and sizes
-    of likely steps in θ: a root of the inverse Hessian. ``moved`` says that the search stopped for a new plan.
+    of likely steps in θ: a root of the inverse Hessian. ``moved`` says that the search stopped for a new
+    plan, and ``plan`` is the last one, None where it is stale at ``theta``.
     """
 
     theta: np.ndarray
@@ -55,6 +56,7 @@ class Learned:
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
     moved: bool = False
+    plan: Any = None
     steps: np.ndarray | None = None
 
 

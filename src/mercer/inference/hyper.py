@@ -28,7 +28,7 @@ _SUBSET_COLUMNS = 1000
 _INFORMATION_COLUMNS = 1000  # so many say what curvature to expect
 _MOST_PLANS = 6  # orders and neighbours of one stage
 # an iteration that gains less (nats) ends the search; a subset says only where to start the next stage
-_SETTLED, _SETTLED_COLUMNS = 1e-2, 1e-1
+_SETTLED, _SETTLED_COLUMNS, _SETTLED_PER_ROW = 1e-2, 1e-1, 1e-5
 _SETTLED_SUBSET = 1e-1
 _FEW = 20  # so many hyperparameters are worth differences of the gradient for their curvature
 
@@ -37,7 +37,7 @@ _FEW = 20  # so many hyperparameters are worth differences of the gradient for t
 class Stage:
     """What one stage looks at: data, and of these the columns of ``rows`` alone if given.
 
-    ``least`` are the nats that the last stage may leave open: a tenth where neighbours are an approximation already.
+    ``least`` are the nats that the last stage may leave open: more where neighbours are an approximation already.
     """
 
     data: Data
@@ -179,6 +179,7 @@ class _Climb:
                 break
             starts, sites, every_start = [best.theta], best.sites, False
         best.trace, best.n_iter = trace, len(trace)
+        best.plan = None if stale or self.stage.rows is not None else plan
         return best, True
 
     def _outcomes(
@@ -249,7 +250,8 @@ def _stages(model: Model, data: Data, generator: torch.Generator) -> list[Stage]
     growth = model.family.stage_growth
     # what columns say does not change with the number of rows, so that fewer stages do
     share, fewest = (2 * growth, _SUBSET_COLUMNS) if columns else (growth, _SUBSET_ROWS)
-    stages, size = [Stage(data, least=_SETTLED_COLUMNS if columns else _SETTLED)], data.n_rows // share
+    least = max(_SETTLED_COLUMNS, _SETTLED_PER_ROW * data.n_rows) if columns else _SETTLED
+    stages, size = [Stage(data, least=least)], data.n_rows // share
     while size >= fewest:
         some = order[:size].to(data.X.device)
         stages.insert(0, Stage(data, some) if columns else Stage(data.rows(some.sort().values)))

@@ -141,10 +141,12 @@ class Evidence:
         aligned = np.array_equal(steps, np.diag(np.diag(steps)))
         first: dict[bytes, tuple[float, np.ndarray]] = {}
         stretch = 1.0
-        if not aligned:  # the first step of L-BFGS-B has length one in z, and should be Newton's
-            first[start.tobytes()] = self(start)
-            stretch = max(1.0, float(np.linalg.norm(steps.T @ first[start.tobytes()][1])))
-            steps = steps * stretch
+        if not aligned:
+            first[start.tobytes()] = _, slope = self(start)
+            # no entry wants to move by more than one: curvature is no guide so far away, least where there is little
+            steps = self.inverse_root(np.linalg.inv(steps @ steps.T) + np.diag(np.abs(slope)), start)
+            stretch = max(1.0, float(np.linalg.norm(steps.T @ slope)))
+            steps = steps * stretch  # the first step of L-BFGS-B has length one in z, and should be Newton's
         scale = np.diag(steps)
         bounds = np.stack([low - start, high - start], axis=1) / scale[:, None] if aligned else None
         latest = {"value": -np.inf, "slope": np.inf}

@@ -26,6 +26,7 @@ from mercer.policy import NumericalPolicy
 
 _EXACT_MATRICES = 4  # n × n matrices alive at the peak of one evidence-and-gradient evaluation
 _FINAL_MATRICES = 3  # and at the peak of conditioning, which is in float64 whatever the policy
+_EXACT_ROWS = 6000  # n³ operations per evaluation: a fit of so many rows takes minutes on a few cores
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Problem:
         per_pair = max(_EXACT_MATRICES * itemsize, _FINAL_MATRICES * 8)
         return per_pair * self.likelihood.n_latents * self.n_rows**2
 
+    @property
+    def exact_fits(self) -> bool:
+        """Whether the exact family has the memory, and a fit the time that people wait."""
+        soon = self.likelihood.n_latents * self.n_rows**3 <= _EXACT_ROWS**3
+        return soon and self.exact_bytes <= _memory(self.policy.device)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -58,9 +65,18 @@ class Rule:
 FAMILY_RULES: tuple[Rule, ...] = (
     Rule(
         "exact",
-        lambda p: p.exact_bytes <= _memory(p.policy.device),
+        lambda p: p.exact_fits,
         Exact,
         lambda p: f"n = {p.n_rows}: the exact posterior needs {_size(p.exact_bytes)} and has no approximation error",
+    ),
+    Rule(
+        "sic",
+        lambda p: True,
+        SparseInverseCholesky,
+        lambda p: (
+            f"n = {p.n_rows}: the exact posterior would need {_size(p.exact_bytes)} and n³ operations; "
+            "each row is given its nearest neighbours instead"
+        ),
     ),
 )
 
@@ -114,11 +130,7 @@ def _choose(
             for rule in rules:
                 if rule.applies(problem):
                     return rule.make(), rule.reason(problem)
-            raise ValueError(
-                f"{parameter}='auto': no rule fits n = {problem.n_rows} rows. The exact family would need "
-                f"{_size(problem.exact_bytes)} of memory and this device has {_size(_memory(problem.policy.device))}. "
-                "Fit on a subset of the rows, or use dtype='float32' to halve the memory."
-            )
+            raise AssertionError("the last rule applies to every problem")
         if choice not in table:
             raise ValueError(f"{parameter}={choice!r} is unknown; choose one of {['auto', *table]} or pass an object.")
         return table[choice](), "chosen by the user"

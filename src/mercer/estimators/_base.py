@@ -201,12 +201,13 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         converged = bool(learned.converged and inference.converged)
         self.__dict__.update(fitted, n_iter_=max(1, learned.n_iter), converged_=converged)
         jacobian = units.log_jacobian(rows)
+        confession = self.posterior_.confess()
         self.fit_report_ = FitReport(
             family=model.family.name,
             family_reason=reasons["family"],
             engine=model.engine.name,
             engine_reason=reasons["engine"],
-            evidence=model.engine.evidence,
+            evidence=f"{model.engine.evidence} {model.family.evidence_of}".strip(),
             likelihood=type(getattr(model.likelihood, "module", model.likelihood)).__name__,
             n_rows=data.n_rows,
             n_iter=learned.n_iter,
@@ -222,8 +223,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
             log_marginal_likelihood=self.log_marginal_likelihood_value_,
             evidence_trace=[value + jacobian for value in learned.trace],
             optima=learned.optima,
-            notes=[*notes, *learned.notes, *inference.notes],
-            warnings=self._caveats(rows),
+            notes=[*notes, *learned.notes, *inference.notes, *confession.notes],
+            warnings=[*self._caveats(rows), *confession.warnings],
         )
         self._warn(learned, progress.stopped, inference.converged)
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=fitted)

@@ -32,9 +32,13 @@ from mercer.estimators.count import GPCountRegressor
 from mercer.estimators.regressor import GPRegressor
 from mercer.families.base import Prior
 from mercer.families.exact import Exact, ExactPlan, ExactPosterior
+from mercer.families.sic import SicPosterior, SparseInverseCholesky
+from mercer.families.sic_plan import Nugget, SicPlan
 from mercer.likelihoods.adapt import Adapted
 from mercer.likelihoods.base import Likelihood
 from mercer.linalg.conditioning import SiteFactor
+from mercer.linalg.sic import Pattern
+from mercer.linalg.sic_posterior import PosteriorPrecision
 from mercer.model import Model
 from mercer.policy import NumericalPolicy
 
@@ -61,6 +65,8 @@ _PRIORS: dict[type, tuple[str, ...]] = {
 _CLASSES: dict[str, type] = {
     **_named("mercer", (*ESTIMATORS, FitReport, Rows, Units, Sites, Prior, Model, NumericalPolicy, SiteFactor)),
     **_named("mercer.families", (Exact, ExactPlan, ExactPosterior)),
+    **_named("mercer.families", (SparseInverseCholesky, SicPlan, SicPosterior, Nugget)),
+    **_named("mercer.linalg", (Pattern, PosteriorPrecision)),
     **_named("mercer.inference", vars(mercer.inference).values()),
     **_named("mercer.likelihoods", (Adapted, *vars(mercer.likelihoods).values()), Likelihood),
     **_named("mercer.kernels", vars(mercer.kernels).values(), gpytorch.kernels.Kernel),

@@ -29,6 +29,14 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class Confession:
+    """What a posterior has to say of its own approximation: ``notes`` for the report, ``warnings`` for the user too."""
+
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Marginals:
     """Mean and variance of the latent g* = f* − μ* plus its prior mean: shapes (*b, n)."""
 
@@ -63,6 +71,9 @@ class Posterior(Protocol):
     def kl(self) -> Tensor:
         """Return KL[q(f) ‖ p(f)] in nats, shape (*b,)."""
 
+    def confess(self) -> Confession:
+        """Say how far the approximation can be wrong; may take as long as one evaluation of the evidence."""
+
 
 @runtime_checkable
 class Family(Protocol):
@@ -71,11 +82,13 @@ class Family(Protocol):
     ``sums_over_columns`` says that the evidence of noisy Gaussian data is a sum that random terms estimate; the family
     then has ``plan_some(prior, X, policy, rows)``, which plans for the terms of these rows alone. ``stage_growth`` is
     how many times more rows each stage of learning looks at: the less the cost grows with rows, the more.
+    ``evidence_of`` ends the sentence "the evidence is that …" where it is not the prior's own.
     """
 
     name: ClassVar[str]
     sums_over_columns: bool
     stage_growth: int
+    evidence_of: str
 
     def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> Any:
         """Choose orderings, neighbours or inducing points for the rows X. No gradients."""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from mercer._typing import Sites
-from mercer.families.base import Prior
+from mercer.families.base import Confession, Prior
 from mercer.families.nearness import Nearness
 from mercer.families.sic_plan import SicPlan, plan_columns
-from mercer.families.vecchia import Appended, append, prior_factor
+from mercer.families.vecchia import Appended, append, columns_of, prior_factor
 from mercer.geometry.ancestors import reduced_ancestors, reduced_ancestors_by
-from mercer.kernels.evaluate import gram, scaled_inputs
-from mercer.linalg.sic import Pattern, column_factors, solve
+from mercer.kernels.evaluate import scaled_inputs
+from mercer.linalg.sic import Pattern, solve
 from mercer.linalg.sic_posterior import PosteriorPrecision
 from mercer.policy import NumericalPolicy
 
@@ -136,6 +136,8 @@ class DoubleKL:
     nugget: float = 0.0
     name: ClassVar[str] = "dklgp"
     sums_over_columns: ClassVar[bool] = False
+    stage_growth: ClassVar[int] = 4
+    evidence_of: ClassVar[str] = "under Vecchia's approximation"
 
     def __post_init__(self) -> None:
         if self.variant not in ("dkl", "mean-field", "global"):
@@ -187,12 +189,7 @@ class DoubleKL:
 
 def prior_columns(prior: Prior, plan: FreePlan, rows: Tensor) -> Tensor:
     """Return the columns of U at ``rows`` (r,) of the plan's order, (r, w); differentiable in the hyperparameters."""
-    columns, share = plan.columns.pattern.columns[rows], plan.columns.nugget.value
-    tiles = gram(prior.kernel, plan.columns.X[columns.clamp_min(0)], policy=plan.policy)
-    if share:
-        eye = torch.eye(tiles.shape[-1], dtype=tiles.dtype, device=tiles.device)
-        tiles = tiles + share * plan.columns.prior_variance(prior) * eye
-    return column_factors(tiles, plan.columns.pattern.padding[rows])
+    return columns_of(prior, plan.columns, None, plan.columns.pattern.columns[rows], plan.columns.nugget.value)[0]
 
 
 class Terms(NamedTuple):
@@ -336,7 +333,7 @@ class FreePosterior:
     def prior_factor(self) -> Tensor:
         """U, (n, w); no gradients flow."""
         with torch.no_grad():
-            return prior_factor(self.prior, self.plan.columns)
+            return prior_factor(self.prior, self.plan.columns)[0]
 
     @torch.no_grad()
     def with_sites(self, sites: Sites) -> FreePosterior:
@@ -351,6 +348,15 @@ class FreePosterior:
     def release(self) -> FreePosterior:
         """Return itself: there is nothing to forget."""
         return self
+
+    def confess(self) -> Confession:
+        """Say what q is."""
+        return Confession(("the bound uses reduced ancestor sets and is no strict bound",))
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of temporaries per new row."""
+        return 4 * max(self.plan.pattern.n, self.plan.n_neighbors_new**2)
 
     # ---- at the training rows, in the order of the data
 
@@ -409,10 +415,11 @@ class FreePosterior:
         return new.spread(new.pull(g) + noise[:, n:]) + self.prior.mean_at(X)
 
     def _chunks(self, X: Tensor) -> tuple[Tensor, ...]:
-        return X.split(self.plan.policy.chunk_rows(4 * max(self.plan.pattern.n, self.plan.n_neighbors_new**2)))
+        return X.split(self.plan.policy.chunk_rows(self.row_elements))
 
     def _append(self, X: Tensor, joint: bool) -> Appended:
-        return append(self.prior, self.plan.columns, X, None, self.plan.n_neighbors_new, joint)
+        columns = self.plan.columns
+        return append(self.prior, columns, X, None, self.plan.n_neighbors_new, joint, columns.nugget.value)
 
     def _mean(self, new: Appended, X: Tensor) -> Tensor:
         return new.spread(new.pull(self.parameters.mean)) + self.prior.mean_at(X)

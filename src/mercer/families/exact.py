@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mercer._typing import Sites
-from mercer.families.base import Prior
+from mercer.families.base import Confession, Prior
 from mercer.kernels.evaluate import diag, gram
 from mercer.kernels.paths import prior_paths
 from mercer.kernels.spectral import has_spectral
@@ -43,6 +43,7 @@ class Exact:
     name: ClassVar[str] = "exact"
     sums_over_columns: ClassVar[bool] = False
     stage_growth: ClassVar[int] = 2
+    evidence_of: ClassVar[str] = ""
 
     def stale(self, prior: Prior, plan: ExactPlan) -> bool:
         """Return False: rows are rows."""
@@ -175,6 +176,10 @@ class ExactPosterior:
         """Return KL[q(f) ‖ p(f)] = E_q[log t] − log Z per batch element, in nats."""
         log_z, m, v = self.site_terms()
         return self.expected_log_sites(m, v) - log_z
+
+    def confess(self) -> Confession:
+        """Return nothing: there is no approximation."""
+        return Confession()
 
     def expected_log_sites(self, m: Tensor, v: Tensor) -> Tensor:
         """Return E_q[Σ λ1 g − ½ λ2 g²] for marginals N(m, v) of g, per batch element."""

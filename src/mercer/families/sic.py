@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from mercer._typing import Sites
-from mercer.families.base import Prior
+from mercer.families.base import Confession, Prior
 from mercer.families.nearness import Nearness
+from mercer.families.sic_confession import confess
 from mercer.families.sic_plan import SicPlan, plan_columns
-from mercer.families.vecchia import Appended, append, prior_factor, response_columns, response_log_likelihood
+from mercer.families.vecchia import Appended, append, columns_of, prior_factor, response_log_likelihood
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.linalg.incomplete import precision_entries
 from mercer.linalg.sic_posterior import PosteriorPrecision
@@ -67,6 +68,7 @@ class SparseInverseCholesky:
     form: str = "auto"
     name: ClassVar[str] = "sic"
     stage_growth: ClassVar[int] = 4
+    evidence_of: ClassVar[str] = "under Vecchia's approximation"
 
     def __post_init__(self) -> None:
         if self.pattern not in ("knn", "ball"):
@@ -112,6 +114,11 @@ class SicPosterior:
         Its options.
     like : SicPosterior, optional
         One of the same prior and plan, whose U is shared.
+
+    Attributes
+    ----------
+    jitter : float
+        Relative nugget that the latent prior needed; 0 as a rule.
     """
 
     pathwise = False
@@ -126,6 +133,7 @@ class SicPosterior:
     ):
         self.prior, self.plan, self.sites, self.family = prior, plan, sites, family
         self._prior_factor: tuple[Tensor, Tensor] | None = None if like is None else like._prior_factor
+        self.jitter: float = 0.0 if like is None else like.jitter
         self._near: Tensor | None = None if like is None else like.__dict__.get("_mean_in_order", like._near)
 
     def with_sites(self, sites: Sites) -> SicPosterior:
@@ -141,7 +149,7 @@ class SicPosterior:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("prior", "plan", "sites", "family", "latent", "_mean_in_order")
+        kept = ("prior", "plan", "sites", "family", "jitter", "latent", "_mean_in_order")
         state = {name: value for name, value in self.__dict__.items() if name in kept}
         if "precision" in self.__dict__:
             state["precision"] = self.precision.released()
@@ -159,7 +167,7 @@ class SicPosterior:
         """U and the entries of U Uᵀ on its pattern."""
         if self._prior_factor is None:
             with torch.enable_grad():
-                U = prior_factor(self.prior, self.plan)
+                U, self.jitter = prior_factor(self.prior, self.plan)
                 self._prior_factor = U, precision_entries(self.plan.pattern, U)
         return self._prior_factor
 
@@ -188,11 +196,6 @@ class SicPosterior:
         except NotPositiveDefiniteError:
             return True
         return False
-
-    @property
-    def jitter(self) -> float:
-        """Relative jitter that the latent prior needed; 0 as a rule."""
-        return self.plan.nugget.value
 
     @cached_property
     def latent(self) -> bool:
@@ -253,7 +256,12 @@ class SicPosterior:
 
     def response_columns(self, chunk: Tensor) -> tuple[Tensor, Tensor]:
         """Return columns ``chunk`` (B,) of the factor of K + noise, (*b, B, w), and their tiles (*b, B, w, w)."""
-        return response_columns(self.prior, self.plan, self._ordered(self._targets()[1]), chunk)
+        return columns_of(self.prior, self.plan, self.noise_in_order, self.plan.pattern.columns[chunk])
+
+    @property
+    def noise_in_order(self) -> Tensor:
+        """Noise variances of the pseudo-data that the sites are, (*b, n), in the plan's order."""
+        return self._ordered(self._targets()[1])
 
     def _prior_logdet(self) -> Tensor:
         return 2.0 * self.U[:, -1].log().sum()
@@ -308,6 +316,10 @@ class SicPosterior:
         log_z, m, v = self.site_terms()
         return self.expected_log_sites(m, v) - log_z
 
+    def confess(self) -> Confession:
+        """Say how far the prior is from the exact one, and the posterior from its own; see `sic_confession`."""
+        return confess(self)
+
     def expected_log_sites(self, m: Tensor, v: Tensor) -> Tensor:
         """Return E_q[Σ λ1 g − ½ λ2 g²] for marginals N(m, v) of g, per batch element."""
         return (self.sites.linear * m - 0.5 * self.sites.precision * (v + m.square())).sum(-1)
@@ -319,9 +331,9 @@ class SicPosterior:
         m = self.family.n_neighbors_predict
         if self.latent:
             values = self._mean_in_order  # which may raise the nugget
-            return append(self.prior, self.plan, X, None, m, joint, self._nearness), values
+            return append(self.prior, self.plan, X, None, m, joint, self.jitter, self._nearness), values
         target, noise = (self._ordered(each) for each in self._targets())
-        return append(self.prior, self.plan, X, noise, m, joint, self._nearness), target
+        return append(self.prior, self.plan, X, noise, m, joint, nearness=self._nearness), target
 
     @cached_property
     def _nearness(self) -> Nearness:

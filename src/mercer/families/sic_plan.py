@@ -129,6 +129,11 @@ def plan_columns(
     """
     if n_neighbors < 1:
         raise ValueError(f"n_neighbors must be at least 1, got {n_neighbors}.")
+    if prior.kernel.batch_shape:
+        raise ValueError(
+            f"kernel has a batch shape {tuple(prior.kernel.batch_shape)}, and rows can have one set of neighbours "
+            "only; use family='exact', or one estimator for each kernel."
+        )
     if rho is not None and rho < 1.0:
         raise ValueError(f"rho must be at least 1, got {rho}.")
     nearness = Nearness(prior.kernel, X, policy)

@@ -26,37 +26,47 @@ _ROUNDING = 1e-3  # share of a conditional variance that rounding may make up
 _APART = 1e-2  # nugget of new rows, in units of prior variance and of the square root of a rounding error
 
 
-def prior_factor(prior: Prior, plan: SicPlan) -> Tensor:
-    """Return U of the latent prior, (n, w), differentiable in the hyperparameters.
+def prior_factor(prior: Prior, plan: SicPlan) -> tuple[Tensor, float]:
+    """Return U of the latent prior, (n, w), differentiable in the hyperparameters, and the nugget that it has.
 
     Raises
     ------
     NotPositiveDefiniteError
         Some row is known to rounding from its neighbours, at the largest nugget too.
     """
+
+    def of_chunk(chunk: Tensor, nugget: float) -> Tensor:
+        return columns_of(prior, plan, None, plan.pattern.columns[chunk], nugget)[0]
+
     while True:
+        nugget = plan.nugget.value
         try:
-            chunks = [_checkpointed(_prior_columns, prior.kernel, prior, plan, chunk) for chunk in plan.chunks(None)]
+            chunks = [_checkpointed(of_chunk, prior.kernel, chunk, nugget) for chunk in plan.chunks(None)]
             U = torch.cat(chunks, -2)
             known = U.detach()[..., -1].square().amax() * plan.prior_variance(prior).detach()
             if bool(known * torch.finfo(U.dtype).eps > _ROUNDING):
                 raise NotPositiveDefiniteError(
                     "Some rows are known from their neighbours to rounding: look for near-duplicates."
                 )
-            return U
+            return U, nugget
         except NotPositiveDefiniteError as failure:
             plan.nugget.raise_after(failure)
 
 
-def response_columns(prior: Prior, plan: SicPlan, noise: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
-    """Return columns ``chunk`` (B,) of the factor of K + diag(noise), (*b, B, w), and their tiles (*b, B, w, w).
+def columns_of(
+    prior: Prior, plan: SicPlan, noise: Tensor | None, columns: Tensor, nugget: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return factors (*b, B, w) of rows given others, ``columns`` (B, w), and their tiles (*b, B, w, w).
 
-    ``noise`` is (*b, n) in the plan's order.
+    ``noise`` is (*b, n) in the plan's order, and the factor that of K + diag(noise); None is the latent prior with
+    its relative ``nugget``.
     """
-    columns = plan.pattern.columns[chunk]
     index = columns.clamp_min(0)
-    tiles = gram(prior.kernel, plan.X[index], policy=plan.policy) + torch.diag_embed(noise[..., index])
-    return column_factors(tiles, plan.pattern.padding[chunk]), tiles
+    if noise is None:
+        tiles = _prior_tiles(prior, plan, plan.X[index], nugget)
+    else:
+        tiles = gram(prior.kernel, plan.X[index], policy=plan.policy) + torch.diag_embed(noise[..., index])
+    return column_factors(tiles, columns < 0), tiles
 
 
 def response_log_likelihood(prior: Prior, plan: SicPlan, y: Tensor, noise: Tensor) -> Tensor:
@@ -91,7 +101,7 @@ def response_log_likelihood(prior: Prior, plan: SicPlan, y: Tensor, noise: Tenso
     total = y.new_zeros(y.shape[:-1])
 
     def of_chunk(y: Tensor, noise: Tensor, chunk: Tensor) -> Tensor:
-        u, _ = response_columns(prior, plan, noise, chunk)
+        u, _ = columns_of(prior, plan, noise, plan.pattern.columns[chunk])
         white = (u * y[..., plan.pattern.columns[chunk].clamp_min(0)]).sum(-1)
         return (u[..., -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(chunk)
 
@@ -136,6 +146,7 @@ def append(
     noise: Tensor | None,
     n_neighbors: int,
     joint: bool,
+    nugget: float = 0.0,
     nearness: Nearness | None = None,
 ) -> Appended:
     """Return the columns of new rows.
@@ -149,6 +160,8 @@ def append(
     n_neighbors : int
         How many each new row is given: the nearest data and, if ``joint``, new rows before it.
     joint : bool
+    nugget : float
+        Of `prior_factor`, where latent values are given.
     nearness : Nearness, optional
         For the prior and the plan's rows, where it can be kept from one call to the next.
 
@@ -164,7 +177,7 @@ def append(
     # a new row may be one of the data
     apart = _APART * torch.finfo(X.dtype).eps ** 0.5 * plan.prior_variance(prior)
     if noise is None:
-        noise, tiles = X.new_zeros(n), _prior_tiles(prior, plan, X[index])
+        noise, tiles = X.new_zeros(n), _prior_tiles(prior, plan, X[index], nugget)
     else:
         tiles = gram(prior.kernel, X[index], policy=plan.policy)
     own = torch.cat([noise, apart.expand(*noise.shape[:-1], q)], -1)
@@ -190,18 +203,13 @@ def _neighbours_of_new(nearness: Nearness, plan: SicPlan, X_new: Tensor, m: int,
     return torch.cat([near.sort(-1).values, own], -1)
 
 
-def _prior_tiles(prior: Prior, plan: SicPlan, X: Tensor) -> Tensor:
+def _prior_tiles(prior: Prior, plan: SicPlan, X: Tensor, nugget: float) -> Tensor:
     """Return tiles of the latent prior at rows X (B, w, d), nugget included: (B, w, w)."""
     tiles = gram(prior.kernel, X, policy=plan.policy)
-    if plan.nugget.value == 0.0:
+    if nugget == 0.0:
         return tiles
     eye = torch.eye(tiles.shape[-1], dtype=tiles.dtype, device=tiles.device)
-    return tiles + plan.nugget.value * plan.prior_variance(prior) * eye
-
-
-def _prior_columns(prior: Prior, plan: SicPlan, chunk: Tensor) -> Tensor:
-    X = plan.X[plan.pattern.columns[chunk].clamp_min(0)]
-    return column_factors(_prior_tiles(prior, plan, X), plan.pattern.padding[chunk])
+    return tiles + nugget * plan.prior_variance(prior) * eye
 
 
 def _checkpointed(function: Callable[..., Tensor], kernel: Any, *arguments: Any) -> Tensor:

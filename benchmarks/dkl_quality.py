@@ -1,0 +1,439 @@
+"""How near the best Gaussian posterior do sparse inverse Cholesky posteriors come, and in what time?
+
+The simulation of Cao et al. (2023): inputs uniform on the unit cube, Matérn-3/2 with lengthscales 0.25 j and variance 1,
+noise that is Gaussian of variance 0.01, Student's t of 2 degrees of freedom and scale 0.1, or labels by the logistic
+function; all methods know the hyperparameters. The dense optimum is the exact prior under variational sites. Others are
+``sites``, whose precision is that of Vecchia's prior plus a diagonal; ``free``, whose sparse factor is trained as in the
+paper, and ``free_slow``, at a tenth of its rate; ``mean_field``, whose factor is diagonal, at its optimum; and ``svgp``,
+gpytorch's inducing points at k-means centres under natural gradients, for the time of the slowest before it, ``free_slow``
+not counted. All but the last have the same neighbours. Scores are of the latent function: root mean squared error and
+negative log density (nats) at the test points; the Kullback-Leibler divergence (nats) of the posterior at the
+training points from the dense optimum, and from the dense optimum under Vecchia's prior; and seconds.
+
+Run ``python benchmarks/dkl_quality.py [--only CASE ...] [--picture [PATH]]``. Cases are ``LIKELIHOOD_dD``. Keys of the
+last line: ``kl_ratio_CASE`` and ``kl_ratio_same_prior_CASE`` (divergence of ``mean_field`` over that of ``sites``),
+``worst_kl_ratio`` and ``worst_kl_ratio_same_prior``, and ``SCORE_METHOD_CASE`` with SCORE ``rmse``, ``nlpd``, ``kl``,
+``kl_same_prior`` or ``seconds``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gpytorch
+import torch
+from _harness import finish, parser, table
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from mercer._typing import Data
+from mercer.families.base import Prior
+from mercer.families.dklgp import DoubleKL, FreePosterior
+from mercer.families.exact import Exact, ExactPosterior
+from mercer.families.sic import SparseInverseCholesky
+from mercer.families.sic_plan import plan_columns
+from mercer.families.vecchia import prior_factor
+from mercer.inference.base import run
+from mercer.inference.conjugate import Conjugate
+from mercer.inference.dual import Dual
+from mercer.inference.freeform import Freeform, site_start
+from mercer.kernels import Matern32, gram
+from mercer.likelihoods import Bernoulli, Gaussian, StudentT
+from mercer.linalg.sic import Pattern
+from mercer.model import Model
+from mercer.policy import NumericalPolicy
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "dkl_quality.png"
+LIKELIHOODS = {
+    "gaussian": lambda: Gaussian(0.01),
+    "student": lambda: StudentT(df=2.0, scale=0.1),
+    "bernoulli": lambda: Bernoulli("logit"),
+}
+NEIGHBOURS = {2: 20, 5: 100}
+CASES = [f"{likelihood}_d{d}" for d in NEIGHBOURS for likelihood in LIKELIHOODS]
+SPARSE = ("sites", "free", "free_slow", "mean_field")  # under Vecchia's prior
+RATE = 0.01  # of the paper
+SVGP_CHECKS = 7  # curves have so many points, the time doubling from one to the next
+SVGP_RATE = 0.1  # of natural gradients, in gpytorch's documentation
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given: the model but for family and engine, data, and where to predict."""
+
+    prior: Prior
+    likelihood: Any
+    data: Data
+    X_test: Tensor
+    f_test: Tensor
+    n_neighbors: int
+    epochs: int
+
+    def model(self, family: Any, engine: Any) -> Model:
+        """Return the model with a family and an engine."""
+        return Model(self.prior, self.likelihood, family, engine, NumericalPolicy())
+
+    @property
+    def site_engine(self) -> Any:
+        """The engine that finds the best sites."""
+        return Conjugate() if isinstance(self.likelihood, Gaussian) else Dual()
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """A Gaussian posterior after some seconds.
+
+    ``mean`` (n,) and ``root`` (n, n), a root of the covariance of log-determinant ``logdet``, are of f at the training
+    points; ``test`` are mean and variance of f at the test points.
+    """
+
+    seconds: float
+    mean: Tensor
+    root: Tensor
+    logdet: Tensor
+    test: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A dense optimum: its mean (n,) and the lower Cholesky factor of its precision (n, n)."""
+
+    mean: Tensor
+    factor: Tensor
+
+    def kl(self, q: Approximation) -> float:
+        """Return KL[q ‖ target] at the training points, in nats."""
+        spread = (self.factor.mT @ q.root).square().sum()
+        shift = (self.factor.mT @ (q.mean - self.mean)).square().sum()
+        logs = 2.0 * self.factor.diagonal().log().sum() + q.logdet
+        return float(0.5 * (spread + shift - len(q.mean) - logs))
+
+
+class Watch:
+    """A clock that runs inside its ``with`` blocks only."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+@dataclass(frozen=True)
+class DensePrior(Exact):
+    """The exact family with a covariance ``K`` (n, n) of its own at the training points."""
+
+    K: Tensor
+
+    def condition(self, prior: Prior, plan: Any, sites: Any) -> ExactPosterior:
+        """Return the posterior under ``sites``."""
+        return ExactPosterior(prior, plan, sites, self.K)
+
+
+# ---- the simulation
+
+
+def simulate(case: str, n: int, n_test: int, n_neighbors: int, epochs: int) -> Problem:
+    """Draw the data of one case; f is the same for all likelihoods of one dimension."""
+    name, d = case.split("_d")
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(n + n_test, int(d), generator=generator, dtype=torch.float64)
+    prior = Prior(Matern32([0.25 * (j + 1) for j in range(int(d))], outputscale=1.0))
+    likelihood = LIKELIHOODS[name]()
+    for parameter in (*prior.kernel.parameters(), *likelihood.parameters()):
+        parameter.requires_grad_(False)
+    f = torch.linalg.cholesky(gram(prior.kernel, X)) @ torch.randn(n + n_test, generator=generator, dtype=X.dtype)
+    y = likelihood.sample(f[:n], generator)
+    data = Data(X[:n], y.to(X), torch.ones(n, dtype=X.dtype))
+    return Problem(prior, likelihood, data, X[n:], f[n:], n_neighbors, epochs)
+
+
+# ---- the methods; each yields its posterior, those that train also on the way
+
+
+def dense(problem: Problem) -> tuple[Approximation, Target]:
+    """Return the dense optimum, as an approximation and as a target."""
+    watch = Watch()
+    K = gram(problem.prior.kernel, problem.data.X)
+    with watch:
+        posterior, target = optimum(problem, K, torch.cholesky_inverse(torch.linalg.cholesky(K)))
+        test = posterior.marginals(problem.X_test)
+    eye = torch.eye(len(K), dtype=K.dtype)
+    root = torch.linalg.solve_triangular(target.factor, eye, upper=False).mT
+    return Approximation(watch.seconds, target.mean, root, -2.0 * target.factor.diagonal().log().sum(), test), target
+
+
+def optimum(problem: Problem, K: Tensor, precision: Tensor) -> tuple[ExactPosterior, Target]:
+    """Return the best Gaussian posterior under a prior of covariance ``K`` and that precision."""
+    model = problem.model(DensePrior(K), problem.site_engine)
+    found = run(model, model.family.plan(problem.prior, problem.data.X, model.policy), problem.data)
+    confess("dense", found)
+    posterior = found.state.posterior
+    factor = torch.linalg.cholesky(precision + posterior.sites.precision.diag())
+    return posterior, Target(posterior.mean_at_data, factor)
+
+
+def same_prior(problem: Problem) -> Target:
+    """Return the dense optimum under the prior of all sparse methods."""
+    plan = plan_columns(problem.prior, problem.data.X, NumericalPolicy(), problem.n_neighbors)
+    U = as_dense(plan.pattern, prior_factor(problem.prior, plan))[plan.order.argsort()]
+    precision = U @ U.mT
+    return optimum(problem, torch.cholesky_inverse(torch.linalg.cholesky(precision)), precision)[1]
+
+
+def sites(problem: Problem) -> Iterator[Approximation]:
+    """Yield the posterior of mercer's family under the best sites."""
+    m, watch = problem.n_neighbors, Watch()
+    with watch:
+        model = problem.model(SparseInverseCholesky(m, 2 * m, form="latent"), problem.site_engine)
+        plan = model.family.plan(problem.prior, problem.data.X, model.policy)
+        found = run(model, plan, problem.data)
+        posterior = found.state.posterior
+        mean, V = posterior.mean_at_data, posterior.precision.factor
+        test = posterior.marginals(problem.X_test)
+    confess("sites", found)
+    yield sparse(watch.seconds, mean, plan.pattern, V, plan.order, test)
+
+
+def free(problem: Problem, rate: float = RATE) -> Iterator[Approximation]:
+    """Yield the trained posterior at its start and after a few epochs, then at the end."""
+    watch, epochs = Watch(), problem.epochs
+    with watch:
+        model = problem.model(DoubleKL(n_neighbors=problem.n_neighbors), Freeform(epochs, learning_rate=rate))
+        plan = model.family.plan(problem.prior, problem.data.X, model.policy)
+        state = model.engine.init(model, plan, problem.data)
+    yield free_form(watch, problem, state.posterior)
+    for epoch in range(1, epochs + 1):
+        with watch:
+            state, _ = model.engine.step(model, plan, state, problem.data)
+        if epoch == epochs or epoch & (epoch - 1) == 0:
+            yield free_form(watch, problem, state.posterior)
+
+
+def free_slow(problem: Problem) -> Iterator[Approximation]:
+    """Yield the same at a tenth of the rate."""
+    return free(problem, RATE / 10)
+
+
+def mean_field(problem: Problem) -> Iterator[Approximation]:
+    """Yield the best posterior with a diagonal factor."""
+    watch = Watch()
+    with watch:
+        model = problem.model(DoubleKL("mean-field", n_neighbors=problem.n_neighbors), Freeform())
+        plan = model.family.plan(problem.prior, problem.data.X, model.policy)
+        posterior = site_start(model, plan, problem.data, n_steps=200, laplace=False)
+    yield free_form(watch, problem, posterior)
+
+
+@torch.no_grad()
+def free_form(watch: Watch, problem: Problem, posterior: FreePosterior) -> Approximation:
+    """Return a free-form posterior in the common shape."""
+    with watch:
+        test = posterior.marginals(problem.X_test)
+    V, plan = posterior.parameters.factor, posterior.plan
+    return sparse(watch.seconds, posterior.mean_at_data, plan.pattern, V, plan.order, test)
+
+
+def sparse(
+    seconds: float, mean: Tensor, pattern: Pattern, V: Tensor, order: Tensor, test: tuple[Tensor, Tensor]
+) -> Approximation:
+    """Return N(mean, (V Vᵀ)⁻¹), ``mean`` in the order of the data and V in the given one."""
+    eye = torch.eye(len(order), dtype=V.dtype)
+    root = torch.linalg.solve_triangular(as_dense(pattern, V).mT, eye, upper=False)
+    return Approximation(seconds, mean, root[order.argsort()], -2.0 * V[:, -1].log().sum(), test)
+
+
+def as_dense(pattern: Pattern, factor: Tensor) -> Tensor:
+    """Return the (n, n) upper triangular matrix of a sparse factor (n, w)."""
+    n = len(factor)
+    kept = factor.detach().masked_fill(pattern.padding, 0.0)
+    return factor.new_zeros(n, n).scatter_add(1, pattern.columns.clamp_min(0), kept).mT
+
+
+class Svgp(gpytorch.models.ApproximateGP):
+    """gpytorch's sparse variational Gaussian process, whitened, with a free covariance at fixed inducing points."""
+
+    def __init__(self, kernel: gpytorch.kernels.Kernel, inducing: Tensor):
+        distribution = gpytorch.variational.NaturalVariationalDistribution(len(inducing))
+        super().__init__(
+            gpytorch.variational.VariationalStrategy(self, inducing, distribution, learn_inducing_locations=False)
+        )
+        self.kernel = kernel
+
+    def forward(self, X: Tensor) -> gpytorch.distributions.MultivariateNormal:
+        """Return the prior at X."""
+        return gpytorch.distributions.MultivariateNormal(X.new_zeros(X.shape[:-1]), self.kernel(X))
+
+    @torch.no_grad()
+    def moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and covariance of f at X without the jitter that gpytorch adds to the latter."""
+        strategy, q = self.variational_strategy, self.variational_strategy.variational_distribution
+        Z = strategy.inducing_points
+        K_z = self.kernel(Z).to_dense() + strategy.jitter_val * torch.eye(len(Z), dtype=Z.dtype)
+        A = torch.linalg.solve_triangular(torch.linalg.cholesky(K_z), self.kernel(Z, X).to_dense(), upper=False)
+        inner = q.covariance_matrix - torch.eye(len(Z), dtype=Z.dtype)
+        return A.mT @ q.mean, self.kernel(X).to_dense() + A.mT @ inner @ A
+
+
+def svgp(problem: Problem, n_inducing: int, limit: float) -> Iterator[Approximation]:
+    """Yield gpytorch's posterior at doubling times until ``limit`` seconds.
+
+    The likelihood's expectations are ours: gpytorch's own Student's t does not go down to 2 degrees of freedom, and its
+    Bernoulli has no logistic function. Steps take all rows, which for so few is faster than batches.
+    """
+    data, watch = problem.data, Watch()
+    with watch:
+        d = data.X.shape[1]
+        lengthscale = 0.25 * torch.arange(1, d + 1, dtype=data.X.dtype)
+        kernel = gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=d).double()
+        kernel.lengthscale = lengthscale
+        kernel.requires_grad_(False)
+        clusters = KMeans(min(n_inducing, len(data.X)), random_state=0).fit((data.X / lengthscale).numpy())
+        model = Svgp(kernel, torch.as_tensor(clusters.cluster_centers_) * lengthscale).double()
+        model.train()
+        optimiser = gpytorch.optim.NGD(model.variational_parameters(), num_data=data.n_rows, lr=SVGP_RATE)
+    for check in range(SVGP_CHECKS - 1, -1, -1):
+        while watch.seconds < limit / 2**check:
+            with watch:
+                optimiser.zero_grad()
+                q = model(data.X)
+                expected = problem.likelihood.expected_log_prob(data.y, q.mean, q.variance).value
+                bound = expected.sum() - model.variational_strategy.kl_divergence()
+                (-bound / data.n_rows).backward()
+                optimiser.step()
+        mean, covariance = model.moments(data.X)
+        root = torch.linalg.cholesky(covariance)
+        test_mean, test_covariance = model.moments(problem.X_test)
+        test = test_mean, test_covariance.diagonal()
+        yield Approximation(watch.seconds, mean, root, 2.0 * root.diagonal().log().sum(), test)
+
+
+def confess(name: str, found: Any) -> None:
+    """Print what went wrong in the search for sites."""
+    if not found.converged or found.notes:
+        print(f"  {name}: {found.n_steps} steps, converged: {found.converged}", *found.notes, sep="; ")
+
+
+# ---- comparison
+
+METHODS = {"sites": sites, "free": free, "free_slow": free_slow, "mean_field": mean_field}
+Scores = dict[str, float]
+
+
+def compare(case: str, problem: Problem, n_inducing: int) -> dict[str, list[Scores]]:
+    """Run all methods on one case, print its table and return their scores, the last of each at its end."""
+    reference, exact = dense(problem)
+    vecchia = same_prior(problem)
+
+    def score(q: Approximation) -> Scores:
+        mean, variance = q.test
+        error = problem.f_test - mean
+        return {
+            "rmse": float(error.square().mean().sqrt()),
+            "nlpd": float(0.5 * ((2 * torch.pi * variance).log() + error.square() / variance).mean()),
+            "kl": exact.kl(q),
+            "kl_same_prior": vecchia.kl(q),
+            "seconds": q.seconds,
+        }
+
+    trails = {name: [score(q) for q in method(problem)] for name, method in METHODS.items()}
+    limit = max(trails[name][-1]["seconds"] for name in SPARSE if name != "free_slow")
+    trails["svgp"] = [score(q) for q in svgp(problem, n_inducing, limit)]
+    trails["dense"] = [score(reference)]
+    rows = [[name, *trail[-1].values()] for name, trail in trails.items()]
+    n, d = problem.data.X.shape
+    title = f"{case}, {n} × {d}, {problem.n_neighbors} neighbours, {torch.get_num_threads()} threads"
+    table(title, ["", "rmse", "nlpd", "KL, exact prior", "KL, same prior", "seconds"], rows)
+    return trails
+
+
+def keys(case: str, trails: dict[str, list[Scores]]) -> Scores:
+    """Return the keys of one case."""
+    last = {name: trail[-1] for name, trail in trails.items()}
+    ratios = {
+        f"kl_ratio{prior}_{case}": last["mean_field"][f"kl{prior}"] / last["sites"][f"kl{prior}"]
+        for prior in ("", "_same_prior")
+    }
+    scores = {
+        f"{score}_{name}_{case}": value
+        for name, values in last.items()
+        for score, value in values.items()
+        if not (score == "kl_same_prior" and name not in SPARSE) and not (score == "kl" and name == "dense")
+    }
+    return ratios | scores
+
+
+def draw(found: dict[str, dict[str, list[Scores]]], path: Path) -> None:
+    """Draw divergence against time, a panel per case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from mercer.display._style import BLUE, GREEN, INK, SKY, VERMILLION, tidy
+
+    looks = {
+        "sites": (BLUE, "o", "-", "sites"),
+        "free": (VERMILLION, ".", "-", "free V, rate 0.01"),
+        "free_slow": (VERMILLION, ".", ":", "free V, rate 0.001"),
+        "mean_field": (GREEN, "s", "-", "mean-field"),
+        "svgp": (INK, ".", "--", "inducing points (gpytorch)"),
+    }
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.2 + 3.2 * columns, 0.8 + 2.8 * rows), layout="constrained", squeeze=False
+    )
+    for ax, (case, trails) in zip(axes.flat, found.items(), strict=False):
+        for name, (colour, marker, line, label) in looks.items():
+            seconds, kl = ([each[score] for each in trails[name]] for score in ("seconds", "kl"))
+            size = 5 if marker == "." else 7
+            ax.plot(seconds, kl, color=colour, marker=marker, linestyle=line, markersize=size, label=label)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        likelihood, d = case.split("_d")
+        tidy(ax, xlabel="", ylabel="", title=f"{likelihood.capitalize()}, {d} inputs")
+    for ax in axes.flat[len(found) :]:
+        ax.set_visible(False)
+    figure.supxlabel("seconds", fontsize="medium")
+    figure.supylabel("KL from the dense optimum (nats)", fontsize="medium")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(looks), frameon=False)
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, draw if asked to, and finish with the JSON line."""
+    options = parser(__doc__)
+    options.add_argument("--only", nargs="+", choices=CASES, default=CASES, help="run these cases alone")
+    options.add_argument("--n", type=int, default=2000, help="training points")
+    options.add_argument("--n-test", type=int, default=500, help="test points")
+    options.add_argument("--n-neighbors", type=int, help="neighbours, in place of those of each dimension")
+    options.add_argument("--n-inducing", type=int, default=512, help="inducing points")
+    options.add_argument("--epochs", type=int, default=35, help="epochs of free-form training")
+    options.add_argument("--picture", type=Path, nargs="?", const=PICTURE, help="draw time and accuracy into this file")
+    chosen = options.parse_args(arguments)
+    found = {}
+    for case in chosen.only:
+        m = chosen.n_neighbors or NEIGHBOURS[int(case.split("_d")[1])]
+        few = simulate(case, 60, 5, 5, 1)
+        for method in METHODS.values():  # compiles what is compiled late
+            list(method(few))
+        found[case] = compare(case, simulate(case, chosen.n, chosen.n_test, m, chosen.epochs), chosen.n_inducing)
+    values = {name: value for case, trails in found.items() for name, value in keys(case, trails).items()}
+    for prior in ("", "_same_prior"):
+        values[f"worst_kl_ratio{prior}"] = min(values[f"kl_ratio{prior}_{case}"] for case in found)
+    if chosen.picture is not None:
+        draw(found, chosen.picture)
+    finish(values)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ import gpytorch
 import pytest
 import torch
 
-from mercer.families import Exact, Prior
+from mercer.families import Exact, Prior, SparseInverseCholesky
 from mercer.inference import Conjugate, Dual, Laplace, PowerEP
 from mercer.kernels import RBF
 from mercer.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Ordinal, Poisson, Softmax, StudentT, adapt
@@ -100,11 +100,16 @@ def test_engines_for_one_latent_are_refused_for_several(engine):
         decide(Softmax(3), engine=engine)
 
 
-def test_a_problem_too_large_is_refused_with_its_size_and_a_way_out():
-    with pytest.raises(ValueError, match=r"no rule fits n = 10000000 rows") as caught:
-        decide(Gaussian(), n_rows=10_000_000)
-    message = str(caught.value)
-    assert "GB of memory" in message and "subset" in message and "float32" in message
+def test_many_rows_are_given_their_neighbours_and_the_report_says_why():
+    model, reasons = decide(Gaussian(), n_rows=10_000_000)
+    assert isinstance(model.family, SparseInverseCholesky)
+    assert "n = 10000000" in reasons["family"] and "GB" in reasons["family"] and "neighbours" in reasons["family"]
+
+
+def test_exact_fits_end_where_they_take_minutes():
+    for likelihood, last in ((Gaussian(), 6000), (Softmax(8), 3000)):  # eight latents cost as much as twice the rows
+        assert decide(likelihood, n_rows=last)[0].family.name == "exact"
+        assert decide(likelihood, n_rows=last + 1)[0].family.name == "sic"
 
 
 def test_memory_grows_with_rows_latents_and_precision():
@@ -122,5 +127,4 @@ def test_the_limit_is_the_memory_of_the_device(monkeypatch):
     needed = Problem(1000, 2, Gaussian(), POLICY).exact_bytes
     monkeypatch.setattr("mercer.resolve._memory", lambda device: needed)
     assert decide(Gaussian(), n_rows=1000)[0].family.name == "exact"
-    with pytest.raises(ValueError, match="no rule fits n = 1001"):
-        decide(Gaussian(), n_rows=1001)
+    assert decide(Gaussian(), n_rows=1001)[0].family.name == "sic"

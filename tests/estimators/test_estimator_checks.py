@@ -4,15 +4,24 @@ import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mercer import GPClassifier, GPCountRegressor, GPRegressor
+from mercer.families import SparseInverseCholesky
 
 DEFAULTS = [
     GPRegressor(),
     GPClassifier(max_iter=5),
     GPClassifier(engine="laplace"),
     GPCountRegressor(max_iter=5),
+    GPRegressor(family="sic"),
+    GPClassifier(family="sic", max_iter=5),
 ]
 VARIANTS = [
     GPRegressor(dtype="float32"),
+    GPRegressor(family="sic", dtype="float32"),
+    GPRegressor(family=SparseInverseCholesky(n_neighbors=5, form="latent")),
+    GPRegressor(family="sic", likelihood="student_t"),
+    GPClassifier(family="sic", engine="laplace"),
+    GPClassifier(family="sic", likelihood="softmax", max_iter=5),
+    GPCountRegressor(family="sic", max_iter=5),
     GPRegressor(likelihood="student_t", engine="dual"),
     GPRegressor(likelihood="student_t", engine="laplace"),
     GPRegressor(likelihood="student_t", engine="power_ep"),

@@ -10,8 +10,9 @@ arXiv 2507.05064.
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from mercer.families.base import Prior
 from mercer.families.nearness import Nearness
+from mercer.families.sic_plan import Nugget, SicPlan, spread_in_lengthscales
 from mercer.geometry.inducing import choose_inducing
 from mercer.kernels import Kernel
 from mercer.kernels.evaluate import diag, gram, scaled_inputs
@@ -67,6 +69,13 @@ class Residual:
         self.L, info = torch.linalg.cholesky_ex(K + self.jitter * K.diagonal().mean() * torch.eye(len(Z)).to(K))
         if bool(info):
             raise NotPositiveDefiniteError("The covariance of the inducing points is not positive definite.")
+
+    def detached(self) -> Residual:
+        """Return the same without what only gradients in the hyperparameters need."""
+        other = copy.copy(self)
+        if len(self.Z):
+            other.L = self.L.detach()
+        return other
 
     def points(self, X: Tensor) -> Points:
         """Return the rows X (n, d) with Φ."""
@@ -135,26 +144,21 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class HybridPlan:
-    """Inducing points, order and neighbours for the rows of X under a prior, found without gradients.
+class HybridPlan(SicPlan):
+    """Inducing points ``Z`` (M, d), with order and neighbours as in `SicPlan`, found without gradients."""
 
-    ``Z`` (M, d) are the inducing points, ``order`` (n,) the rows in maximin order, ``X`` (n, d) the inputs and
-    ``pattern`` the neighbours in that order; ``notes`` what a user should know of them.
-    """
-
-    Z: Tensor
-    order: Tensor
-    X: Tensor
-    pattern: Pattern
-    policy: NumericalPolicy
-    notes: tuple[str, ...] = ()
+    Z: Tensor = field(kw_only=True)
 
     @torch.no_grad()
-    def nearest(self, residual: Residual, new: Points, data: Points, m: int) -> tuple[Tensor, Tensor]:
-        """Return the m planned rows nearest to new rows, as `Residual.nearest` does; candidates first where many."""
+    def nearest(
+        self, residual: Residual, nearness: Nearness, new: Points, data: Points, m: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the m planned rows nearest to new rows, as `Residual.nearest` does; candidates first where many.
+
+        ``nearness`` is one for the planned rows, which can be kept from one call to the next.
+        """
         candidates = None
         if len(self.X) > _MOST_PAIRS:
-            nearness = Nearness(residual.kernel, self.X, self.policy)
             candidates, _ = nearness.nearest(self.X, new.X, _CANDIDATES * m)
         return residual.nearest(new, data, m, candidates)
 
@@ -196,10 +200,15 @@ def plan_hybrid(
     """
     if n_neighbors < 1:
         raise ValueError(f"n_neighbors must be at least 1, got {n_neighbors}.")
+    if prior.kernel.batch_shape:
+        raise ValueError(
+            f"kernel has a batch shape {tuple(prior.kernel.batch_shape)}, and rows can have one set of neighbours "
+            "only; use family='exact', or one estimator for each kernel."
+        )
     if Z is None:
         Z = _inducing(prior.kernel, X, n_inducing, seed)
     nearness, residual = Nearness(prior.kernel, X, policy), Residual(prior.kernel, Z, policy)
-    order = torch.as_tensor(nearness.maximin(X, lengths=False)[0], device=X.device)
+    order, distance = (torch.as_tensor(each, device=X.device) for each in nearness.maximin(X, lengths=False))
     data = residual.points(X[order])
     m, candidates = min(n_neighbors, max(1, len(X) - 1)), None
     notes = [] if nearness.note is None else [nearness.note]
@@ -210,7 +219,8 @@ def plan_hybrid(
             f"{_CANDIDATES * m} rows that are nearest under the kernel"
         )
     found, _ = residual.nearest(data, None, m, candidates)
-    return HybridPlan(Z, order, data.X, Pattern(found), policy, tuple(notes))
+    scale, nugget = spread_in_lengthscales(prior, X), Nugget(X.dtype)
+    return HybridPlan(order, data.X, Pattern(found), distance, policy, scale, tuple(notes), nugget=nugget, Z=Z)
 
 
 def _inducing(kernel: Kernel, X: Tensor, n_inducing: int, seed: int) -> Tensor:

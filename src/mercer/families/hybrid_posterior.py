@@ -1,89 +1,83 @@
-"""Vecchia's approximation of the residual of inducing points under Gaussian sites, for any likelihood.
+"""Vecchia's approximation of the residual of inducing points under Gaussian sites.
 
 The prior of the centred latent g = Φ u + r is that of `mercer.families.hybrid_plan`, r ~ N(0, (U Uᵀ)⁻¹) with U of R.
-Given u the sites leave r the precision A = U Uᵀ + diag(λ2), sparse; all that u adds is of rank M. With G = Φ − A⁻¹ D Φ,
-D = diag(λ2), and C = I + Φᵀ D G,
+Given u the sites leave r the precision A = U Uᵀ + diag(λ2), sparse; all that u adds is of rank M. With J = A⁻¹ D Φ,
+D = diag(λ2), G = Φ − J and C = I + Φᵀ D G,
 
     Cov(u) = C⁻¹,  E u = C⁻¹ Gᵀ λ1,  E g = A⁻¹ λ1 + G E u,  Cov(g) = A⁻¹ + G C⁻¹ Gᵀ,
     log Z = ½ λ1ᵀ E g − ½ (log|A| − log|U Uᵀ| + log|C|).
 
 These are Woodbury's identity for the precision (Φ Φᵀ + (U Uᵀ)⁻¹)⁻¹ + D, arranged such that nothing cancels where an
 inducing point leaves no residual and U Uᵀ is huge. The determinant of A and its inverse's diagonal are those of the
-incomplete factor V, as in plain sparse inverse Cholesky.
+incomplete factor V, as in plain sparse inverse Cholesky. In the response form noisy data take the place of r.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mercer._typing import Sites
-from mercer.families.base import Prior
-from mercer.families.hybrid import RowTable, chunk_rows, columns_of_new, factors_of_new
+from mercer.families.base import Confession, Prior
+from mercer.families.hybrid import append, residual_factor, response_log_likelihood, response_sums, tile_elements
 from mercer.families.hybrid_plan import HybridPlan, Points, Residual
-from mercer.kernels.evaluate import diag
+from mercer.families.sic import ColumnPosterior
+from mercer.families.vecchia import Appended
 from mercer.linalg.cholesky import NotPositiveDefiniteError
-from mercer.linalg.sic import column_factors, logdet, solve
-from mercer.linalg.sic_posterior import PosteriorPrecision
+from mercer.linalg.sic import logdet
 
-_SMALLEST_PIVOT = 1e3  # times ε: a conditional variance below, relative to the prior's, is rounding
+if TYPE_CHECKING:
+    from mercer.families.inducing_vecchia import InducingVecchia
+
 _FEW_SIDES = 8  # right-hand sides that are solved for at once even where they are many rows
+_PROBES, _SEED = 4, 20230131  # of the estimate of what the incomplete factor misses
+_RESIDUAL = 1e-6
 
 
-class HybridPrior:
-    """Φ and U at the planned rows, with gradients in the hyperparameters.
+@dataclass(frozen=True)
+class Known:
+    """What the sites say: residuals (or noisy data less Φ u) are ``values`` − ``lift`` u, plus noise of precision A.
 
     Attributes
     ----------
-    points : Points
-        Planned rows with Φ, (n, M).
-    val : (n, w)
-        U of R with a nugget.
-    jitter : float
-        The nugget, relative to the mean prior variance: the first of the policy with which all conditional variances
-        are more than rounding, added to the diagonal of R everywhere; 0 as a rule.
+    values : (*b, n)
+        In the plan's order, as all rows here: A⁻¹ λ1, or targets.
+    lift : (*b, n, M)
+        J, or Φ.
+    L : (*b, M, M)
+        L Lᵀ = Cov(u)⁻¹.
+    inside : (*b, M)
+        Lᵀ E u.
     """
 
-    def __init__(self, prior: Prior, plan: HybridPlan):
-        self.kernel, self.plan = prior.kernel, plan
-        self.residual = Residual(prior.kernel, plan.Z, plan.policy)
-        self.points = self.residual.points(plan.X)
-        self.size = diag(prior.kernel, plan.X).mean()
-        reason = NotPositiveDefiniteError("The policy has no jitter.")
-        for jitter in plan.policy.jitter_ladder or (0.0,):
-            try:
-                self.val, self.jitter = self._factor(jitter), jitter
-                return
-            except NotPositiveDefiniteError as failure:
-                reason = failure
-        raise reason
+    values: Tensor
+    lift: Tensor
+    L: Tensor
+    inside: Tensor
 
-    def _factor(self, jitter: float) -> Tensor:
-        pattern, table = self.plan.pattern, RowTable(self.points.features)
+    def detached(self) -> Known:
+        """Return the same without gradients."""
+        return Known(self.values.detach(), self.lift.detach(), self.L.detach(), self.inside.detach())
 
-        def of_chunk(nugget: Tensor, chunk: Tensor) -> Tensor:
-            index = pattern.columns[chunk].clamp_min(0)
-            near = Points(self.plan.X[index], table.rows(index))
-            added = torch.diag_embed(nugget.expand(index.shape))
-            return column_factors(self.residual.between(near) + added, pattern.padding[chunk])
+    def root(self, pull: Tensor) -> Tensor:
+        """Return a root (*b, q, M) of the covariance of pull u, for pull (*b, q, M)."""
+        return torch.linalg.solve_triangular(self.L, pull.mT, upper=False).mT
 
-        width, rows = pattern.columns.shape[-1], torch.arange(pattern.n, device=self.size.device)
-        chunks = rows.split(chunk_rows(self.plan.policy, width, len(self.plan.Z), self.size.unsqueeze(-1)))
-        nugget = jitter * self.size
-        val = torch.cat(
-            [checkpoint(of_chunk, nugget, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-        )
-        smallest = _SMALLEST_PIVOT * torch.finfo(val.dtype).eps * self.size.detach()
-        if bool((val.detach()[:, -1].square() * smallest > 1.0).any()):
-            raise NotPositiveDefiniteError("A row is so close to its neighbours that only rounding is left of it.")
-        return val
+    def unwhitened(self, white: Tensor) -> Tensor:
+        """Return L⁻ᵀ times white (*c, *b, M)."""
+        return torch.linalg.solve_triangular(self.L.mT, white.unsqueeze(-1), upper=True).squeeze(-1)
+
+    def residuals(self, u: Tensor) -> Tensor:
+        """Return values − lift u, (*c, *b, n), for u (*c, *b, M)."""
+        return self.values - (self.lift @ u.unsqueeze(-1)).squeeze(-1)
 
 
-class HybridPosterior:
-    """A Gaussian process with a hybrid prior, conditioned on sites at n rows; the prior mean is left to the caller.
+class HybridPosterior(ColumnPosterior):
+    """A Gaussian process with inducing points and a sparse factor of the residual, conditioned on sites at n rows.
 
     Parameters
     ----------
@@ -91,138 +85,216 @@ class HybridPosterior:
     plan : HybridPlan
     sites : Sites
         λ1 and λ2, (*b, n), of the centred latent g = f − μ, in the order of the data.
-    factors : HybridPrior, optional
-        When the caller has it already.
+    family : InducingVecchia
+        Its options.
+    like : HybridPosterior, optional
+        One of the same prior and plan, whose Φ and U are shared.
     """
 
-    def __init__(self, prior: Prior, plan: HybridPlan, sites: Sites, factors: HybridPrior | None = None):
-        self.prior, self.plan, self.sites = prior, plan, sites
-        self.factors = HybridPrior(prior, plan) if factors is None else factors
-        self.linear, site_precision = sites.linear[..., plan.order], sites.precision[..., plan.order]
-        self.precision = PosteriorPrecision(plan.pattern, self.factors.val, site_precision)
-        self._phi = self.factors.points.features
-        self._site_precision = site_precision
+    plan: HybridPlan
+
+    def __init__(
+        self,
+        prior: Prior,
+        plan: HybridPlan,
+        sites: Sites,
+        family: InducingVecchia,
+        like: HybridPosterior | None = None,
+    ):
+        super().__init__(prior, plan, sites, family, like)
+        self._features: tuple[Residual, Points] | None = None if like is None else like._features
+        solved = None if like is None else like.__dict__.get("_solved")
+        self._near: Tensor | None = solved.lift.detach() if solved else None if like is None else like._near
 
     def with_sites(self, sites: Sites) -> HybridPosterior:
-        """Return the posterior under the same prior and rows with other sites; U and Φ are shared."""
-        return HybridPosterior(self.prior, self.plan, sites, self.factors)
+        """Return the posterior under the same prior and rows with other sites; Φ and U are shared."""
+        return HybridPosterior(self.prior, self.plan, sites, self.family, self)
+
+    def release(self) -> HybridPosterior:
+        """Compute what predictions need, then forget what only gradients need."""
+        self.__dict__.update(self._kept())
+        for name in ("_solved", "_plain_site_terms"):
+            self.__dict__.pop(name, None)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._kept()
+
+    def _kept(self) -> dict[str, Any]:
+        kept: dict[str, Any] = {"prior": self.prior, "plan": self.plan, "sites": self.sites, "family": self.family}
+        kept |= {"latent": self.latent, "_known": self._known, "_rows": self._rows, "_prior_factor": None, "_features": None, "_near": None}
+        kept |= {"precision": self.precision.released()} if self.latent else {}
+        return {**kept, "jitter": self.jitter}  # which the rest may have raised
+
+    # ---- the prior and what the sites make of it, rows in the plan's order
 
     @cached_property
-    def _solved(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A⁻¹ λ1 (*b, n), G (*b, n, M), the factor L of C (*b, M, M) and L⁻¹ Gᵀ λ1 (*b, M)."""
+    def latent(self) -> bool:
+        """Whether predictions come from the latent form."""
+        return self.family.form == "latent" or not self._are_data
+
+    def _with_features(self) -> tuple[Residual, Points]:
+        """Return the residual's covariance and the rows with Φ, differentiable."""
+        if self._features is None:
+            with torch.enable_grad():
+                residual = Residual(self.prior.kernel, self.plan.Z, self.plan.policy)
+                self._features = residual, residual.points(self.plan.X)
+        return self._features
+
+    @cached_property
+    def _rows(self) -> tuple[Residual, Points]:
+        """The same without gradients in the hyperparameters, for predictions."""
+        residual, data = self._with_features()
+        return residual.detached(), Points(data.X, data.features.detach())
+
+    def _factor_prior(self) -> tuple[Tensor, float]:
+        return residual_factor(self.prior, self.plan, *self._with_features())
+
+    @cached_property
+    def _solved(self) -> Known:
+        """What the sites say in the latent form."""
         with torch.enable_grad():  # whoever asks first, all share it
+            phi = self._with_features()[1].features
+            linear, precision = self._ordered(self.sites.linear), self._ordered(self.sites.precision)
             batch = self.precision.factor.shape[:-1]
-            sides = self._site_precision * self._phi.mT.reshape(-1, *[1] * (len(batch) - 1), batch[-1])
+            sides = precision * phi.mT.reshape(-1, *[1] * (len(batch) - 1), batch[-1])
+            start = None if self._near is None else self._near.movedim(-1, 0)
+            start = start if start is not None and start.shape == sides.shape else torch.zeros_like(sides.detach())
             # the gradient of a solve holds an entry of U for each side
             at_once = max(_FEW_SIDES, self.plan.policy.chunk_rows(2 * self.precision.factor.numel()))
-            solved = [self.precision.mean(some) for some in sides.split(at_once)] if len(sides) else [sides]
-            G = self._phi - torch.cat(solved).movedim(0, -1)
-            C = self._phi.mT @ (self._site_precision.unsqueeze(-1) * G)
+            pairs = zip(sides.split(at_once), start.split(at_once), strict=True)
+            solved = [self.precision.mean(*pair) for pair in pairs] if len(sides) else [sides]
+            lift = torch.cat(solved).movedim(0, -1)
+            C = phi.mT @ (precision.unsqueeze(-1) * (phi - lift))
             L, info = torch.linalg.cholesky_ex(0.5 * (C + C.mT) + torch.eye(C.shape[-1]).to(C))
             if bool(info.any()):
                 raise NotPositiveDefiniteError("Negative sites outweigh the prior of the inducing points.")
-            inside = torch.linalg.solve_triangular(L, G.mT @ self.linear.unsqueeze(-1), upper=False).squeeze(-1)
-            return self.precision.mean(self.linear), G, L, inside
+            pushed = (phi - lift).mT @ linear.unsqueeze(-1)
+            inside = torch.linalg.solve_triangular(L, pushed, upper=False).squeeze(-1)
+            return Known(self.precision.mean(linear), lift, L, inside)
 
-    def _reduce(self, pull: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pull E u (*b, q), and a root (*b, q, M) of its covariance, for pull (*b, q, M)."""
-        _, _, L, inside = self._solved
-        root = torch.linalg.solve_triangular(L, pull.mT, upper=False).mT
-        return (root @ inside.unsqueeze(-1)).squeeze(-1), root
+    @cached_property
+    def _known(self) -> Known:
+        """What the sites say, for predictions."""
+        if self.latent:
+            return self._solved.detached()
+        with torch.no_grad():
+            target, noise = (self._ordered(each) for each in self._targets())
+            residual, data = self._rows
+            return Known(target, data.features, *response_sums(self.plan, residual, data, target, noise).solved())
 
-    def site_terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log Z (*b,), and the mean and variance of g at the data (*b, n), all differentiable.
+    # ---- at the data
 
-        Mean and variance are the derivatives of log Z in the sites, with |V Vᵀ| for |A|.
-        """
-        apart, G, L, _ = self._solved
-        by_u, root = self._reduce(G)
-        mean = apart + by_u
+    def _response_log_likelihood(self, target: Tensor, noise: Tensor) -> Tensor:
+        return response_log_likelihood(self.prior, self.plan, target, noise)
+
+    def _terms_at_data(self) -> tuple[Tensor, Tensor, Tensor]:
+        solved = self._solved
+        root = solved.root(self._with_features()[1].features - solved.lift)
+        mean = solved.values + (root @ solved.inside.unsqueeze(-1)).squeeze(-1)
         of_A, variance = self.precision.logdet_and_variance()
-        of_C = 2.0 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_z = 0.5 * (self.linear * mean).sum(-1) - 0.5 * (of_A - logdet(self.factors.val) + of_C)
-        return log_z, self._as_data(mean), self._as_data(variance + root.square().sum(-1))
+        of_C = 2.0 * solved.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return of_A - logdet(self.U) + of_C, mean, variance + root.square().sum(-1)
 
-    def _as_data(self, values: Tensor) -> Tensor:
-        """Return values (*b, n) in the order of the data."""
-        return torch.empty_like(values).index_copy(-1, self.plan.order, values)
+    @cached_property
+    def _mean_in_order(self) -> Tensor:
+        with torch.no_grad():
+            solved = self._solved
+            u = solved.unwhitened(solved.inside)
+            return solved.residuals(u) + (self._rows[1].features @ u.unsqueeze(-1)).squeeze(-1)
 
-    @torch.no_grad()
     def covariance_product(self, vectors: Tensor) -> Tensor:
-        """Return Cov(g) times vectors (*b, n) at the training rows."""
-        _, G, L, _ = self._solved
-        x = vectors[..., self.plan.order]
-        by_u = (G @ torch.cholesky_solve(G.mT @ x.unsqueeze(-1), L)).squeeze(-1)
-        return self._as_data(self.precision.solve(x.expand(by_u.shape)).value + by_u)
+        """Return Cov(g) times vectors (*b, n) at the training rows; not differentiable."""
+        with torch.no_grad():
+            x = self._ordered(vectors)
+            G = self._rows[1].features - self._solved.lift
+            by_u = (G @ torch.cholesky_solve(G.mT @ x.unsqueeze(-1), self._solved.L)).squeeze(-1)
+            return self._as_data(self.precision.solve(x.expand(by_u.shape)).value + by_u)
 
-    # ---- prediction: g* = Φ* u + U_**⁻ᵀ (ε − U_o*ᵀ r), and r = A⁻¹ λ1 + (G − Φ) u + noise of precision A
-
-    @torch.no_grad()
-    def marginals(self, X: Tensor, n_neighbors: int = 60) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of g at X (q, d), each (*b, q), given u and the nearest latent residuals."""
-        rows = chunk_rows(self.plan.policy, min(n_neighbors, len(self.plan.X)) + 1, len(self.plan.Z), self.linear)
-        parts = [self._marginals(chunk, n_neighbors) for chunk in X.split(rows)]
-        return torch.cat([m for m, _ in parts], -1), torch.cat([v for _, v in parts], -1)
-
-    def _marginals(self, X: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
-        new = self.factors.residual.points(X)
-        near, _ = self.plan.nearest(self.factors.residual, new, self.factors.points, n_neighbors)
-        own = len(self.plan.X) + torch.arange(len(X), device=X.device).unsqueeze(-1)
-        u, push = self._factors_of_new(new, torch.cat([near, own], -1))
-        scale = u[:, -1:]
-        weights = -u[:, :-1] / scale
-        apart, G, _, _ = self._solved
-        pull = new.features + push / scale + (weights.unsqueeze(-2) @ G[..., near, :]).squeeze(-2)
-        by_u, root = self._reduce(pull)
-        variance = scale.squeeze(-1) ** -2 + self.precision.quadratic_forms(near, weights) + root.square().sum(-1)
-        return by_u + (weights * apart[..., near]).sum(-1), variance.expand_as(by_u)
-
-    def _factors_of_new(self, new: Points, columns: Tensor) -> tuple[Tensor, Tensor]:
-        prior, rows = self.factors, len(self.plan.X) + len(new.X)
-        # the nugget of the data, or more where new rows need it
-        return factors_of_new(
-            prior.residual, prior.points, new, columns, lambda jitter: (jitter * prior.size).expand(rows), prior.jitter
+    def confess(self) -> Confession:
+        """Say what the approximation is and, in the latent form, what its incomplete factor misses."""
+        form = "latent function" if self.latent else "noisy data"
+        notes, warnings = list(self.plan.notes), []
+        notes.append(
+            f"{len(self.plan.Z)} inducing points, and Vecchia's approximation of what they leave of the {form}, "
+            f"{self.plan.pattern.columns.shape[-1] - 1} neighbours a row"
         )
+        if self.latent:
+            shape = (_PROBES, *self.precision.factor.shape[:-1])
+            probes = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64).sign()
+            with torch.no_grad():
+                missing = float(self.precision.missing_logdet(probes.to(self.precision.factor)).abs().max())
+            notes.append(f"its incomplete factor is off by {0.5 * missing:.2g} nats in the evidence")
+            if self.precision.residual > _RESIDUAL:
+                warnings.append(
+                    f"conjugate gradients stopped at a relative residual of {self.precision.residual:.1g}: means may "
+                    "be off; look for near-duplicate rows"
+                )
+        return Confession(tuple(notes), tuple(warnings))
 
-    @torch.no_grad()
-    def joint(self, X: Tensor, n_neighbors: int = 60) -> tuple[Tensor, Tensor]:
-        """Return mean (*b, q) and covariance (*b, q, q) of g at X, each row given data and rows before it.
+    # ---- prediction: g* = Φ* u + U_**⁻ᵀ (ε − U_o*ᵀ r)
 
-        O(q n (m + M)) operations and O(q n) memory.
+    @property
+    def row_elements(self) -> int:
+        """Elements of temporaries per new row."""
+        width, rank = 1 + min(self.family.n_neighbors_predict, len(self.plan.X)), len(self.plan.Z)
+        return tile_elements(width, rank, self.sites.precision) + self.sites.precision.shape[:-1].numel() * width * rank
+
+    def _append(self, X: Tensor, joint: bool) -> tuple[Appended, Tensor, Known]:
+        """Return the columns of new rows, their features (q, M), and what is known of the data."""
+        known = self._known  # which may raise the nugget
+        noise = None if self.latent else self.noise_in_order.detach()
+        m = self.family.n_neighbors_predict
+        return *append(self.prior, self.plan, *self._rows, X, noise, m, joint, self.jitter, self._nearness), known
+
+    @cached_property
+    def _expected(self) -> tuple[Tensor, Tensor]:
+        """E u, (*b, M), and the residuals of the data given that, (*b, n)."""
+        u = self._known.unwhitened(self._known.inside)
+        return u, self._known.residuals(u)
+
+    def _mean_of(self, new: Appended, features: Tensor, X: Tensor) -> Tensor:
+        u, residuals = self._expected
+        return u @ features.mT + new.spread(new.pull(residuals)) + self.prior.mean_at(X)
+
+    def _mean(self, X: Tensor) -> Tensor:
+        new, features, _ = self._append(X, joint=False)
+        return self._mean_of(new, features, X)
+
+    def _marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        new, features, known = self._append(X, joint=False)
+        own = new.factor[..., -1]
+        weights = new.weights / own.unsqueeze(-1)
+        lifted = (weights.unsqueeze(-2) @ known.lift[..., new.near.clamp_min(0), :]).squeeze(-2)
+        variance = own.reciprocal().square() + known.root(features - lifted).square().sum(-1)
+        if self.latent:
+            variance = variance + self.precision.quadratic_forms(new.near, weights)
+        mean = self._mean_of(new, features, X)
+        return mean, variance.expand_as(mean)
+
+    def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean (*b, q) and covariance (*b, q, q) of f at X; O(q n (m + M)) operations and O(q n) memory."""
+        new, features, known = self._append(X, joint=True)
+        root = self._white_noise_of_new(new)
+        shares = self._shares(new, root)
+        low_rank = known.root(features - shares @ known.lift)
+        covariance = root @ root.mT + low_rank @ low_rank.mT
+        if self.latent:
+            covariance = covariance + self._covariance_of_shares(shares)
+        mean = self._mean_of(new, features, X)
+        return mean, covariance.expand(*mean.shape, len(X))
+
+    def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Draw the latent f at X: (n_samples, *b, q), jointly at these rows.
+
+        Draws of inducing values, then of residuals at the data, continued to the new rows one by one.
         """
-        new, T, push, S = self._spread(X, n_neighbors)
-        apart, G, _, _ = self._solved
-        by_u, root = self._reduce(new.features + T @ push + S @ G)
-        sides = S.reshape(len(X), *[1] * (self.linear.dim() - 1), S.shape[-1])
-        batch = self.precision.factor.shape[:-1]
-        white = solve(self.plan.pattern, self.precision.factor, sides.expand(-1, *batch)).movedim(0, -2)
-        mean = by_u + (S @ apart.unsqueeze(-1)).squeeze(-1)
-        return mean, T @ T.mT + white @ white.mT + root @ root.mT
-
-    def _spread(self, X: Tensor, n_neighbors: int) -> tuple[Points, Tensor, Tensor, Tensor]:
-        """Return new rows, T = U_**⁻ᵀ (q, q), U_o*ᵀ Φ (q, M) and S = −T U_o*ᵀ (q, n)."""
-        n, q = len(self.plan.X), len(X)
-        new = self.factors.residual.points(X)
-        columns = columns_of_new(self.plan, self.factors.residual, self.factors.points, new, n_neighbors)
-        u, push = self._factors_of_new(new, columns)
-        rows = u.new_zeros(q, n + q).scatter_add(-1, columns.clamp_min(0), u.masked_fill(columns < 0, 0.0))
-        eye = torch.eye(q, dtype=u.dtype, device=u.device)
-        T = torch.linalg.solve_triangular(rows[:, n:], eye, upper=False)
-        return new, T, push, -T @ rows[:, :n]
-
-    @torch.no_grad()
-    def sample(self, X: Tensor, n_samples: int, generator: torch.Generator, n_neighbors: int = 60) -> Tensor:
-        """Draw g at X jointly: (n_samples, *b, q)."""
-        new, T, _, S = self._spread(X, n_neighbors)
-        apart, G, L, inside = self._solved
-        batch, (n, M) = self.linear.shape[:-1], self._phi.shape
-
-        def normal(size: int) -> Tensor:
-            draw = torch.randn(
-                (n_samples, *batch, size), generator=generator, dtype=torch.float64, device=generator.device
-            )
-            return draw.to(X)
-
-        u = torch.linalg.solve_triangular(L.mT, (inside + normal(M)).unsqueeze(-1), upper=True)
-        r = apart + ((G - self._phi) @ u).squeeze(-1) + self.precision.draws(normal(n))
-        return u.squeeze(-1) @ new.features.mT + r @ S.mT + normal(len(X)) @ T.mT
+        with torch.no_grad():
+            new, features, known = self._append(X, joint=True)
+            batch, (n, M) = self.sites.linear.shape[:-1], self._rows[1].features.shape
+            u = known.unwhitened(known.inside + self._normal((n_samples, *batch, M), X, generator))
+            residuals = known.residuals(u)
+            if self.latent:
+                residuals = residuals + self.precision.draws(self._normal((n_samples, *batch, n), X, generator))
+            white = self._normal((n_samples, *batch, len(X)), X, generator)
+            return u @ features.mT + new.spread(new.pull(residuals) + white) + self.prior.mean_at(X)

@@ -8,6 +8,7 @@ q(f) = N(Λ⁻¹λ1, (V Vᵀ)⁻¹). Noisy Gaussian data have a second, cheaper 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -101,18 +102,19 @@ class SparseInverseCholesky:
         return SicPosterior(prior, plan, sites, self)
 
 
-class SicPosterior:
-    """A Gaussian process with a sparse inverse Cholesky prior, conditioned on sites at n rows.
+class ColumnPosterior(ABC):
+    """What posteriors share whose prior, or a part of it, has a sparse inverse Cholesky factor U.
 
     Parameters
     ----------
     prior : Prior
     plan : SicPlan
+        Its order is that of the rows of U; sites, and what comes back, are in the order of the data.
     sites : Sites
         λ1 and λ2, (*b, n), of the centred latent g = f − μ.
-    family : SparseInverseCholesky
+    family : Family
         Its options.
-    like : SicPosterior, optional
+    like : ColumnPosterior, optional
         One of the same prior and plan, whose U is shared.
 
     Attributes
@@ -124,36 +126,50 @@ class SicPosterior:
     pathwise = False
 
     def __init__(
-        self,
-        prior: Prior,
-        plan: SicPlan,
-        sites: Sites,
-        family: SparseInverseCholesky,
-        like: SicPosterior | None = None,
+        self, prior: Prior, plan: SicPlan, sites: Sites, family: Any, like: ColumnPosterior | None = None
     ):
         self.prior, self.plan, self.sites, self.family = prior, plan, sites, family
         self._prior_factor: tuple[Tensor, Tensor] | None = None if like is None else like._prior_factor
         self.jitter: float = 0.0 if like is None else like.jitter
-        self._near: Tensor | None = None if like is None else like.__dict__.get("_mean_in_order", like._near)
 
-    def with_sites(self, sites: Sites) -> SicPosterior:
-        """Return the posterior under the same prior and rows with other sites; U is shared."""
-        return SicPosterior(self.prior, self.plan, sites, self.family, self)
+    # ---- what a posterior has to say for itself
 
-    def release(self) -> SicPosterior:
-        """Compute what predictions need, then forget what only gradients need."""
-        if self.latent:
-            _ = self._mean_in_order
-            self._prior_factor = None
-            self.precision = self.precision.released()
-        return self
+    @property
+    @abstractmethod
+    def latent(self) -> bool:
+        """Whether predictions come from the latent form."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("prior", "plan", "sites", "family", "jitter", "latent", "_mean_in_order")
-        state = {name: value for name, value in self.__dict__.items() if name in kept}
-        if "precision" in self.__dict__:
-            state["precision"] = self.precision.released()
-        return {**state, "_prior_factor": None, "_near": None}
+    @abstractmethod
+    def _factor_prior(self) -> tuple[Tensor, float]:
+        """Return U, (n, w), differentiable in the hyperparameters, and the relative nugget that it has."""
+
+    @abstractmethod
+    def _terms_at_data(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log |I + K̂ D| (*b,), D = diag(λ2), and mean and variance of g in the plan's order, each (*b, n)."""
+
+    @property
+    @abstractmethod
+    def _mean_in_order(self) -> Tensor:
+        """Mean of g at the data in the plan's order, (*b, n), without gradients."""
+
+    @abstractmethod
+    def _response_log_likelihood(self, target: Tensor, noise: Tensor) -> Tensor:
+        """Return log p̂ (*b,) of targets (*b, n) with that noise variance."""
+
+    @abstractmethod
+    def confess(self) -> Confession:
+        """Say how far the approximation can be wrong."""
+
+    @abstractmethod
+    def _mean(self, X: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _marginals(self, X: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @property
+    @abstractmethod
+    def row_elements(self) -> int:
+        """Elements of temporaries per new row."""
 
     # ---- the prior's factor U and the posterior's V, rows in the plan's order
 
@@ -167,15 +183,15 @@ class SicPosterior:
         """U and the entries of U Uᵀ on its pattern."""
         if self._prior_factor is None:
             with torch.enable_grad():
-                U, self.jitter = prior_factor(self.prior, self.plan)
+                U, self.jitter = self._factor_prior()
                 self._prior_factor = U, precision_entries(self.plan.pattern, U)
         return self._prior_factor
 
     @cached_property
     def precision(self) -> PosteriorPrecision:
-        """Λ and its incomplete factor V."""
-        precision = self._ordered(self.sites.precision)
+        """Λ = U Uᵀ + D and its incomplete factor V."""
         with torch.enable_grad():
+            precision = self._ordered(self.sites.precision)
             while True:
                 try:
                     U, entries = self._prior_parts
@@ -198,14 +214,6 @@ class SicPosterior:
         return False
 
     @cached_property
-    def latent(self) -> bool:
-        """Whether predictions come from the latent form."""
-        if self.family.form == "latent" or not self._are_data:
-            return True
-        noise_to_signal = 1.0 / (self.sites.precision * self._prior_variance.detach()).clamp_min(1.0 / _UNSEEN)
-        return self.family.form == "auto" and bool(noise_to_signal.median() > _NOISY)
-
-    @cached_property
     def _are_data(self) -> bool:
         """Whether the sites are noisy data or nothing at all, as the response form needs them."""
         linear, precision = self.sites.linear, self.sites.precision
@@ -223,11 +231,6 @@ class SicPosterior:
         out = torch.empty_like(values)
         return out.index_copy(-1, self.plan.order, values)
 
-    @cached_property
-    def _mean_in_order(self) -> Tensor:
-        with torch.no_grad():
-            return self.precision.mean(self._ordered(self.sites.linear), self._near)
-
     def _targets(self) -> tuple[Tensor, Tensor]:
         """Return pseudo-data λ1/λ2 and their noise 1/λ2, (*b, n); a row without a site is pure noise."""
         linear, precision = self.sites.linear, self.sites.precision
@@ -236,6 +239,11 @@ class SicPosterior:
         noise = 1.0 / torch.where(seen, precision, floor)
         return torch.where(seen, linear * noise, 0.0), noise
 
+    @property
+    def noise_in_order(self) -> Tensor:
+        """Noise variances of the pseudo-data that the sites are, (*b, n), in the plan's order."""
+        return self._ordered(self._targets()[1])
+
     # ---- evidence and marginals at the data: differentiable in the hyperparameters
 
     def log_evidence(self) -> Tensor:
@@ -243,28 +251,14 @@ class SicPosterior:
 
         In the response form, unless the family has the latent one or the sites are not like noisy data.
         """
-        linear, precision = self.sites.linear, self.sites.precision
         if self.family.form == "latent" or not self._are_data:
-            logdet, _ = self.precision.logdet_and_variance()
-            mean = self.precision.mean(self._ordered(linear), self._near)
-            residual = self._ordered(linear) - self._ordered(precision) * mean
+            ratio, mean, _ = self._terms_at_data()
+            linear, precision = self._ordered(self.sites.linear), self._ordered(self.sites.precision)
             target = torch.where(precision != 0, linear / precision.where(precision != 0, 1.0), 0.0)
-            return -0.5 * (self._ordered(target) * residual).sum(-1) - 0.5 * (logdet - self._prior_logdet())
+            return -0.5 * (target * (linear - precision * mean)).sum(-1) - 0.5 * ratio
         target, noise = self._targets()
         constant = 0.5 * (2 * math.pi * noise).log().expand(*noise.shape[:-1], len(self.plan.X)).sum(-1)
-        return response_log_likelihood(self.prior, self.plan, target, noise) + constant
-
-    def response_columns(self, chunk: Tensor) -> tuple[Tensor, Tensor]:
-        """Return columns ``chunk`` (B,) of the factor of K + noise, (*b, B, w), and their tiles (*b, B, w, w)."""
-        return columns_of(self.prior, self.plan, self.noise_in_order, self.plan.pattern.columns[chunk])
-
-    @property
-    def noise_in_order(self) -> Tensor:
-        """Noise variances of the pseudo-data that the sites are, (*b, n), in the plan's order."""
-        return self._ordered(self._targets()[1])
-
-    def _prior_logdet(self) -> Tensor:
-        return 2.0 * self.U[:, -1].log().sum()
+        return self._response_log_likelihood(target, noise) + constant
 
     def site_terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return log Z (*b,), and the mean and variance of g at the data (*b, n), all differentiable.
@@ -275,11 +269,8 @@ class SicPosterior:
         return self._site_terms() if torch.is_grad_enabled() else self._plain_site_terms
 
     def _site_terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        linear = self._ordered(self.sites.linear)
-        logdet, variance = self.precision.logdet_and_variance()
-        near = self.__dict__.get("_mean_in_order", self._near)
-        mean = self.precision.mean(linear, near) if torch.is_grad_enabled() else self._mean_in_order
-        log_z = 0.5 * (linear * mean).sum(-1) - 0.5 * (logdet - self._prior_logdet())
+        ratio, mean, variance = self._terms_at_data()
+        log_z = 0.5 * (self._ordered(self.sites.linear) * mean).sum(-1) - 0.5 * ratio
         return log_z, self._as_data(mean), self._as_data(variance)
 
     @cached_property
@@ -301,11 +292,6 @@ class SicPosterior:
         """Variance of g at the training rows, (*b, n), in units of f²; not differentiable."""
         return self._plain_site_terms[2]
 
-    def covariance_product(self, vectors: Tensor) -> Tensor:
-        """Return Λ⁻¹ times vectors (*b, n) at the training rows; not differentiable."""
-        with torch.no_grad():
-            return self._as_data(self.precision.solve(self._ordered(vectors)).value)
-
     def at_data(self) -> tuple[Tensor, Tensor]:
         """Return mean (prior mean included) and variance of f at the training rows, each (*b, n)."""
         mean = self.mean_at_data + self.prior.mean_at(self.plan.in_data_order)
@@ -316,13 +302,133 @@ class SicPosterior:
         log_z, m, v = self.site_terms()
         return self.expected_log_sites(m, v) - log_z
 
+    def expected_log_sites(self, m: Tensor, v: Tensor) -> Tensor:
+        """Return E_q[Σ λ1 g − ½ λ2 g²] for marginals N(m, v) of g, per batch element."""
+        return (self.sites.linear * m - 0.5 * self.sites.precision * (v + m.square())).sum(-1)
+
+    # ---- prediction
+
+    @cached_property
+    def _nearness(self) -> Nearness:
+        return Nearness(self.prior.kernel, self.plan.X, self.plan.policy)
+
+    def _chunks(self, X: Tensor) -> tuple[Tensor, ...]:
+        return X.split(self.plan.policy.chunk_rows(self.row_elements))
+
+    def mean(self, X: Tensor) -> Tensor:
+        """Return the mean of f at X (q, d): (*b, q)."""
+        return torch.cat([self._mean(chunk) for chunk in self._chunks(X)], -1)
+
+    def marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of f at X (q, d), each (*b, q), in units of f and f².
+
+        Each new row is given its nearest rows only, with all correlations of those under the posterior.
+        """
+        parts = [self._marginals(chunk) for chunk in self._chunks(X)]
+        return torch.cat([m for m, _ in parts], -1), torch.cat([v for _, v in parts], -1)
+
+    @staticmethod
+    def _white_noise_of_new(new: Appended) -> Tensor:
+        """Return U_**⁻ᵀ, (*b, q, q): the new rows' shares in white noise."""
+        q, batch = new.factor.shape[-2], new.factor.dim() - 2
+        eye = torch.eye(q, dtype=new.factor.dtype, device=new.factor.device)
+        # each column is one right-hand side
+        return new.spread(eye.reshape(q, *[1] * batch, q)).movedim(0, -1)
+
+    def _shares(self, new: Appended, root: Tensor) -> Tensor:
+        """Return what each new row takes of the data, (*b, q, n), once it is traced back to those."""
+        near = new.near.clamp_min(0)
+        kept = new.weights.masked_fill(new.near < 0, 0.0)
+        pulls = kept.new_zeros(*kept.shape[:-1], len(self.plan.X))
+        return root @ pulls.scatter_add(-1, near.expand(kept.shape), kept)
+
+    def _covariance_of_shares(self, shares: Tensor) -> Tensor:
+        """Return S (V Vᵀ)⁻¹ Sᵀ, (*b, q, q), for shares S (q, n)."""
+        q, n = shares.shape
+        factor = self.precision.factor
+        rhs = shares.reshape(q, *[1] * (factor.dim() - 2), n)
+        white = self.precision.whiten(rhs.expand(q, *factor.shape[:-1])).movedim(0, -2)
+        return white @ white.mT
+
+    @staticmethod
+    def _normal(shape: tuple[int, ...], X: Tensor, generator: torch.Generator) -> Tensor:
+        draw = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+        return draw.to(X)
+
+
+class SicPosterior(ColumnPosterior):
+    """A Gaussian process with a sparse inverse Cholesky prior, conditioned on sites at n rows: see `ColumnPosterior`."""
+
+    def __init__(
+        self,
+        prior: Prior,
+        plan: SicPlan,
+        sites: Sites,
+        family: SparseInverseCholesky,
+        like: SicPosterior | None = None,
+    ):
+        super().__init__(prior, plan, sites, family, like)
+        self._near: Tensor | None = None if like is None else like.__dict__.get("_mean_in_order", like._near)
+
+    def with_sites(self, sites: Sites) -> SicPosterior:
+        """Return the posterior under the same prior and rows with other sites; U is shared."""
+        return SicPosterior(self.prior, self.plan, sites, self.family, self)
+
+    def release(self) -> SicPosterior:
+        """Compute what predictions need, then forget what only gradients need."""
+        if self.latent:
+            _ = self._mean_in_order
+            self._prior_factor = None
+            self.precision = self.precision.released()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("prior", "plan", "sites", "family", "jitter", "latent", "_mean_in_order")
+        state = {name: value for name, value in self.__dict__.items() if name in kept}
+        if "precision" in self.__dict__:
+            state["precision"] = self.precision.released()
+        return {**state, "_prior_factor": None, "_near": None}
+
+    def _factor_prior(self) -> tuple[Tensor, float]:
+        return prior_factor(self.prior, self.plan)
+
+    @cached_property
+    def latent(self) -> bool:
+        """Whether predictions come from the latent form."""
+        if self.family.form == "latent" or not self._are_data:
+            return True
+        noise_to_signal = 1.0 / (self.sites.precision * self._prior_variance.detach()).clamp_min(1.0 / _UNSEEN)
+        return self.family.form == "auto" and bool(noise_to_signal.median() > _NOISY)
+
+    @cached_property
+    def _mean_in_order(self) -> Tensor:
+        with torch.no_grad():
+            return self.precision.mean(self._ordered(self.sites.linear), self._near)
+
+    def _response_log_likelihood(self, target: Tensor, noise: Tensor) -> Tensor:
+        return response_log_likelihood(self.prior, self.plan, target, noise)
+
+    def response_columns(self, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        """Return columns ``chunk`` (B,) of the factor of K + noise, (*b, B, w), and their tiles (*b, B, w, w)."""
+        return columns_of(self.prior, self.plan, self.noise_in_order, self.plan.pattern.columns[chunk])
+
+    def _terms_at_data(self) -> tuple[Tensor, Tensor, Tensor]:
+        logdet, variance = self.precision.logdet_and_variance()
+        if torch.is_grad_enabled():
+            near = self.__dict__.get("_mean_in_order", self._near)
+            mean = self.precision.mean(self._ordered(self.sites.linear), near)
+        else:
+            mean = self._mean_in_order
+        return logdet - 2.0 * self.U[:, -1].log().sum(), mean, variance
+
     def confess(self) -> Confession:
         """Say how far the prior is from the exact one, and the posterior from its own; see `sic_confession`."""
         return confess(self)
 
-    def expected_log_sites(self, m: Tensor, v: Tensor) -> Tensor:
-        """Return E_q[Σ λ1 g − ½ λ2 g²] for marginals N(m, v) of g, per batch element."""
-        return (self.sites.linear * m - 0.5 * self.sites.precision * (v + m.square())).sum(-1)
+    def covariance_product(self, vectors: Tensor) -> Tensor:
+        """Return Λ⁻¹ times vectors (*b, n) at the training rows; not differentiable."""
+        with torch.no_grad():
+            return self._as_data(self.precision.solve(self._ordered(vectors)).value)
 
     # ---- prediction
 
@@ -335,10 +441,6 @@ class SicPosterior:
         target, noise = (self._ordered(each) for each in self._targets())
         return append(self.prior, self.plan, X, noise, m, joint, nearness=self._nearness), target
 
-    @cached_property
-    def _nearness(self) -> Nearness:
-        return Nearness(self.prior.kernel, self.plan.X, self.plan.policy)
-
     @property
     def row_elements(self) -> int:
         """Elements of temporaries per new row."""
@@ -346,24 +448,9 @@ class SicPosterior:
         members = 1 if self.latent else max(1, self.sites.precision.shape[:-1].numel())
         return 4 * members * width**2
 
-    def _chunks(self, X: Tensor) -> tuple[Tensor, ...]:
-        return X.split(self.plan.policy.chunk_rows(self.row_elements))
-
-    def mean(self, X: Tensor) -> Tensor:
-        """Return the mean of f at X (q, d): (*b, q)."""
-        return torch.cat([self._mean(chunk) for chunk in self._chunks(X)], -1)
-
     def _mean(self, X: Tensor) -> Tensor:
         new, values = self._append(X, joint=False)
         return new.spread(new.pull(values)) + self.prior.mean_at(X)
-
-    def marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of f at X (q, d), each (*b, q), in units of f and f².
-
-        Each new row is given its nearest rows only, with all correlations of those under the posterior.
-        """
-        parts = [self._marginals(chunk) for chunk in self._chunks(X)]
-        return torch.cat([m for m, _ in parts], -1), torch.cat([v for _, v in parts], -1)
 
     def _marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
         new, values = self._append(X, joint=False)
@@ -377,22 +464,12 @@ class SicPosterior:
     def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean (*b, q) and covariance (*b, q, q) of f at X; O(q n m) operations and O(q n) memory if latent."""
         new, values = self._append(X, joint=True)
-        q, n = len(X), len(self.plan.X)
         mean = new.spread(new.pull(values)) + self.prior.mean_at(X)
-        eye = torch.eye(q, dtype=X.dtype, device=X.device)
-        # rows of U_**⁻ᵀ are the new rows' shares in white noise; each column is one right-hand side
-        batch = new.factor.dim() - 2
-        root = new.spread(eye.reshape(q, *[1] * batch, q)).movedim(0, -1)
+        root = self._white_noise_of_new(new)
         covariance = root @ root.mT
         if self.latent:
-            kept = new.weights.masked_fill(new.near < 0, 0.0)
-            pulls = kept.new_zeros(q, n).scatter_add(-1, new.near.clamp_min(0), kept)
-            through = root @ pulls  # what each takes of the data, once new rows are traced back to those
-            factor = self.precision.factor
-            rhs = through.reshape(q, *[1] * (factor.dim() - 2), n)
-            white = self.precision.whiten(rhs.expand(q, *factor.shape[:-1])).movedim(0, -2)
-            covariance = covariance + white @ white.mT
-        return mean, covariance.expand(*mean.shape, q)
+            covariance = covariance + self._covariance_of_shares(self._shares(new, root))
+        return mean, covariance.expand(*mean.shape, len(X))
 
     def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         """Draw the latent f at X: (n_samples, *b, q), jointly at these rows.
@@ -407,8 +484,3 @@ class SicPosterior:
                 values = values + self.precision.draws(noise)
             white = self._normal((n_samples, *batch, len(X)), X, generator)
             return new.spread(new.pull(values) + white) + self.prior.mean_at(X)
-
-    @staticmethod
-    def _normal(shape: tuple[int, ...], X: Tensor, generator: torch.Generator) -> Tensor:
-        draw = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
-        return draw.to(X)

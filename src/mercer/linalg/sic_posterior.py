@@ -115,7 +115,7 @@ class PosteriorPrecision:
         return incomplete_logdet(self.pattern, self._entries, self.factor, self.shift)
 
     def missing_logdet(self, probes: Tensor, n_steps: int = 6) -> Tensor:
-        """Return log |Λ| − log |V Vᵀ|, (*b,), by Lanczos' quadrature.
+        """Return estimates of log |Λ| − log |V Vᵀ|, (k, *b), one of each probe, by Lanczos' quadrature.
 
         Parameters
         ----------
@@ -127,7 +127,7 @@ class PosteriorPrecision:
         def whitened(x: Tensor) -> Tensor:
             return solve(self.pattern, self.factor, self.product(solve(self.pattern, self.factor, x, True)))
 
-        return quadratic_forms(whitened, probes, torch.log, n_steps).mean(0)
+        return quadratic_forms(whitened, probes, torch.log, n_steps)
 
     def quadratic_forms(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return bᵀ (V Vᵀ)⁻¹ b, (*b, q), of sparse vectors b with ``weights`` (q, m) at ``rows`` (q, m).

@@ -1,10 +1,14 @@
 """Vecchia of the residual of inducing points against its definition, dense GPs, and plain Vecchia."""
 
+import pickle
+
+import gpytorch
 import pytest
 import torch
 
-from mercer.families.base import Prior
-from mercer.families.hybrid import response_joint, response_log_likelihood, response_marginals
+from mercer._typing import Sites
+from mercer.families import InducingVecchia, Prior
+from mercer.families.hybrid import response_log_likelihood, response_sums
 from mercer.families.hybrid_plan import Residual, plan_hybrid
 from mercer.families.sic_plan import plan_columns
 from mercer.families.vecchia import response_log_likelihood as vecchia_log_likelihood
@@ -30,6 +34,25 @@ def prior():
 
 
 NOISE = 0.05 + 0.1 * uniform(N, 1, seed=3).squeeze(-1)
+
+
+def posterior(P, plan, y, noise, n_neighbors):
+    """The posterior of noisy data, in the response form."""
+    noise = noise.expand(*noise.shape[:-1], len(plan.X))
+    family = InducingVecchia(n_neighbors_predict=n_neighbors, form="response")
+    found = family.condition(P, plan, Sites(y / noise, 1 / noise))
+    assert not found.latent
+    return found
+
+
+def marginals(P, plan, y, noise, X_new, n_neighbors):
+    with torch.no_grad():
+        return posterior(P, plan, y, noise, n_neighbors).marginals(X_new)
+
+
+def joint(P, plan, y, noise, X_new, n_neighbors):
+    with torch.no_grad():
+        return posterior(P, plan, y, noise, n_neighbors).joint(X_new)
 
 
 def gaussian(covariance, y):
@@ -152,8 +175,8 @@ def test_chunks_do_not_matter():
         found.append(
             [
                 response_log_likelihood(P, plan, y, NOISE),
-                *response_marginals(P, plan, y, NOISE, X_new, 7),
-                *response_joint(P, plan, y, NOISE, X_new, 7),
+                *marginals(P, plan, y, NOISE, X_new, 7),
+                *joint(P, plan, y, NOISE, X_new, 7),
             ]
         )
     for others in found[1:]:
@@ -167,8 +190,8 @@ def test_batch_members_may_have_noise_of_their_own():
     noise = torch.stack([NOISE, NOISE.flip(0) + 0.2])
     for function, more in (
         (response_log_likelihood, ()),
-        (response_marginals, (X_new, 7)),
-        (response_joint, (X_new, 7)),
+        (marginals, (X_new, 7)),
+        (joint, (X_new, 7)),
     ):
         together = function(P, plan, y, noise, *more)
         for i in range(2):
@@ -186,12 +209,12 @@ def test_predictions_from_all_data_are_exact(M):
     X_new = torch.cat([uniform(7, 2, seed=7), X[:2]])
     plan = plan_hybrid(P, X, POLICY, n_inducing=M, n_neighbors=N - 1)
     mean, covariance = exact(P, X, y, NOISE, X_new)
-    m, v = response_marginals(P, plan, y, NOISE, X_new, n_neighbors=N)
+    m, v = marginals(P, plan, y, NOISE, X_new, n_neighbors=N)
     torch.testing.assert_close(m, mean, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(v, covariance.diagonal(), rtol=1e-8, atol=1e-8)
-    m, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=N + 9)
+    torch.testing.assert_close(v, covariance.diagonal().expand_as(v), rtol=1e-8, atol=1e-8)
+    m, V = joint(P, plan, y, NOISE, X_new, n_neighbors=N + 9)
     torch.testing.assert_close(m, mean, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(V, covariance, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(V, covariance.expand_as(V), rtol=1e-8, atol=1e-8)
 
 
 def conditioned(P, plan, X, y, noise, X_new, given_new):
@@ -206,30 +229,30 @@ def conditioned(P, plan, X, y, noise, X_new, given_new):
     return weights @ y[plan.order], joint[n:, n:] - weights @ joint[:n, n:]
 
 
-def most_correlated(P, plan, X_new, m, joint):
+def most_correlated(P, plan, X_new, m, earlier):
     """Earlier rows of each new row that are most correlated in the residual."""
     n, both = len(plan.X), torch.cat([plan.X, X_new])
     R = gram(P.kernel, both) - low_rank(P, plan.Z, both)
     rho = (R / (R.diagonal().unsqueeze(-1) * R.diagonal()).sqrt()).abs()
     rows = range(n, len(both))
-    return [rho[i, : i if joint else n].argsort(descending=True)[:m] for i in rows]
+    return [rho[i, : i if earlier else n].argsort(descending=True)[:m] for i in rows]
 
 
 def test_predictions_are_those_of_the_definition():
     X, y, P, X_new = uniform(), normal(N), prior(), uniform(8, 2, seed=7)
     X_new[4] = X_new[2] + 0.01  # near enough to be preferred to data
     plan = plan_hybrid(P, X, POLICY, n_inducing=9, n_neighbors=5)
-    m, v = response_marginals(P, plan, y, NOISE, X_new, n_neighbors=6)
+    m, v = marginals(P, plan, y, NOISE, X_new, n_neighbors=6)
     for i in range(8):
         row = X_new[i : i + 1]
-        given = most_correlated(P, plan, row, 6, joint=False)
+        given = most_correlated(P, plan, row, 6, earlier=False)
         mean, covariance = conditioned(P, plan, X, y, NOISE, row, given)
         torch.testing.assert_close(m[i : i + 1], mean, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(v[i : i + 1], covariance.diagonal(), rtol=1e-9, atol=1e-9)
-    given = most_correlated(P, plan, X_new, 6, joint=True)
+    given = most_correlated(P, plan, X_new, 6, earlier=True)
     assert any(bool((s >= N).any()) for s in given)
     mean, covariance = conditioned(P, plan, X, y, NOISE, X_new, given)
-    m, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=6)
+    m, V = joint(P, plan, y, NOISE, X_new, n_neighbors=6)
     torch.testing.assert_close(m, mean, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(V, covariance, rtol=1e-9, atol=1e-9)
 
@@ -238,7 +261,7 @@ def test_copies_among_new_rows_are_one_value():
     X, y, P = uniform(), normal(N), prior()
     plan = plan_hybrid(P, X, POLICY, n_inducing=9, n_neighbors=5)
     X_new = torch.cat([plan.Z[:2], plan.Z[:2], X[:1], X[:1]])
-    m, V = response_joint(P, plan, y, NOISE, X_new, n_neighbors=10)
+    m, V = joint(P, plan, y, NOISE, X_new, n_neighbors=10)
     torch.testing.assert_close(m[:2], m[2:4], rtol=0, atol=1e-6)
     torch.testing.assert_close(V[:2, :2], V[2:4, :2], rtol=0, atol=1e-6)
     torch.testing.assert_close(V[4, 4], V[4, 5], rtol=0, atol=1e-6)
@@ -263,7 +286,7 @@ def test_neighbours_are_the_most_correlated_in_the_residual():
 def test_candidates_of_many_rows_are_said(monkeypatch):
     X, y, P, X_new = uniform(), normal(N), prior(), uniform(5, 2, seed=7)
     few = plan_hybrid(P, X, POLICY, n_inducing=12, n_neighbors=4)
-    few_marginals = response_marginals(P, few, y, NOISE, X_new, N // 4 + 1)
+    few_marginals = marginals(P, few, y, NOISE, X_new, N // 4 + 1)
     monkeypatch.setattr("mercer.families.hybrid_plan._MOST_PAIRS", N - 1)
     plan = plan_hybrid(P, X, POLICY, n_inducing=12, n_neighbors=4)
     assert len(plan.notes) == 1 and "16 rows" in plan.notes[0]
@@ -275,7 +298,7 @@ def test_candidates_of_many_rows_are_said(monkeypatch):
         expected = near[rho[i, near].argsort(descending=True)[:4]]
         assert set(neighbours(plan)[i].tolist()) == set(expected.tolist())
     # with all rows among the candidates nothing is lost
-    for one, other in zip(response_marginals(P, few, y, NOISE, X_new, N // 4 + 1), few_marginals, strict=True):
+    for one, other in zip(marginals(P, few, y, NOISE, X_new, N // 4 + 1), few_marginals, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
@@ -326,8 +349,8 @@ def test_float32_stays_and_agrees():
         found.append(
             [
                 response_log_likelihood(P, *data),
-                *response_marginals(P, *data, new, N),
-                *response_joint(P, *data, new, N + 5),
+                *marginals(P, *data, new, N),
+                *joint(P, *data, new, N + 5),
             ]
         )
     for double, single in zip(*found, strict=True):
@@ -341,8 +364,61 @@ def test_bad_settings_are_named():
     X = uniform()
     X[1] = X[0]
     plan = plan_hybrid(prior(), X, POLICY, n_inducing=3, n_neighbors=N - 1)
-    nothing = torch.zeros(N, dtype=DTYPE)
     with pytest.raises(NotPositiveDefiniteError, match="noise"):
-        response_log_likelihood(prior(), plan, normal(N), nothing)
-    with pytest.raises(NotPositiveDefiniteError):
-        response_marginals(prior(), plan, normal(N), nothing, uniform(3, 2, seed=7), N)
+        # whether none at all breaks down is up to rounding
+        response_log_likelihood(prior(), plan, normal(N), torch.full((N,), -1e-12, dtype=DTYPE))
+    for wrong in ({"form": "both"}, {"n_inducing": -1}, {"n_neighbors": 0}, {"n_neighbors_predict": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            InducingVecchia(**wrong)
+    batch = Prior(gpytorch.kernels.RBFKernel(batch_shape=torch.Size([2])).double())
+    with pytest.raises(ValueError, match="batch shape"):
+        plan_hybrid(batch, uniform(), POLICY)
+
+
+def test_a_plan_gets_stale_when_lengthscales_move_against_each_other():
+    family = InducingVecchia(n_inducing=5, n_neighbors=4)
+    P = Prior(Matern32([0.3, 0.6]))
+    plan = family.plan(P, uniform(), POLICY)
+    for lengthscale, stale in (([0.6, 1.2], False), ([0.3, 0.8], False), ([0.3, 1.0], True)):
+        P.kernel.lengthscale = torch.tensor(lengthscale, dtype=DTYPE)
+        assert family.stale(P, plan) is stale
+
+
+@pytest.mark.parametrize("form", ["response", "latent"])
+def test_predictions_are_differentiable_in_new_rows(form):
+    """Also twice from one posterior, whose own graph they must not touch, and at a row of the data."""
+    X, X_new, P = uniform(), torch.cat([uniform(5, 2, seed=7), uniform()[3:4]]), prior()
+    family = InducingVecchia(n_inducing=9, n_neighbors=5, n_neighbors_predict=7, form=form)
+    found = family.condition(P, family.plan(P, X, POLICY), Sites(normal(2, N), 0.5 + uniform(2, N, seed=3)))
+    weights = normal(4, 2, 6, seed=9)
+
+    def value(X_new):
+        mean, variance = found.marginals(X_new)
+        m, V = found.joint(X_new[:3])
+        total = (mean * weights[0]).sum() + (variance * weights[1]).sum() + (found.mean(X_new) * weights[2]).sum()
+        return total + (m * weights[3, :, :3]).sum() + V.square().sum()
+
+    for _ in range(2):
+        rows = X_new.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(value(rows), rows)
+    with torch.no_grad():
+        for i in range(5):  # at the last row the slope is there, but the function has a kink in its neighbours
+            for j in range(2):
+                step = torch.zeros_like(X_new)
+                step[i, j] = 1e-6
+                expected = float(value(X_new + step) - value(X_new - step)) / 2e-6
+                assert float(slope[i, j]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert bool(slope.isfinite().all())
+
+
+def test_what_the_data_say_of_inducing_points_is_computed_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "mercer.families.hybrid_posterior.response_sums", lambda *args: calls.append(1) or response_sums(*args)
+    )
+    plan = plan_hybrid(prior(), uniform(), POLICY, n_inducing=9, n_neighbors=5)
+    found = posterior(prior(), plan, normal(N), NOISE, 7).release()
+    for _ in range(2):
+        found.marginals(uniform(4, 2, seed=7)), found.mean(uniform(4, 2, seed=8)), found.joint(uniform(4, 2, seed=9))
+    assert calls == [1]
+    assert pickle.loads(pickle.dumps(found)).mean(uniform(4, 2, seed=7)).shape == (4,) and calls == [1]

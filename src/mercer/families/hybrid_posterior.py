@@ -112,19 +112,21 @@ class HybridPosterior(ColumnPosterior):
 
     def release(self) -> HybridPosterior:
         """Compute what predictions need, then forget what only gradients need."""
-        self.__dict__.update(self._kept())
-        for name in ("_solved", "_plain_site_terms"):
-            self.__dict__.pop(name, None)
+        kept = self._kept()
+        self.__dict__.clear()
+        self.__dict__.update(kept)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         return self._kept()
 
     def _kept(self) -> dict[str, Any]:
-        kept: dict[str, Any] = {"prior": self.prior, "plan": self.plan, "sites": self.sites, "family": self.family}
-        kept |= {"latent": self.latent, "_known": self._known, "_rows": self._rows, "_prior_factor": None, "_features": None, "_near": None}
-        kept |= {"precision": self.precision.released()} if self.latent else {}
-        return {**kept, "jitter": self.jitter}  # which the rest may have raised
+        names = ("prior", "plan", "sites", "family", "latent", "_known", "_rows")
+        state: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.latent:
+            state |= {"precision": self.precision.released(), "_solved": self._known}
+        # what was computed may have raised the jitter
+        return {**state, "jitter": self.jitter, "_prior_factor": None, "_features": None, "_near": None}
 
     # ---- the prior and what the sites make of it, rows in the plan's order
 

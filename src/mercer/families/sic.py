@@ -125,9 +125,7 @@ class ColumnPosterior(ABC):
 
     pathwise = False
 
-    def __init__(
-        self, prior: Prior, plan: SicPlan, sites: Sites, family: Any, like: ColumnPosterior | None = None
-    ):
+    def __init__(self, prior: Prior, plan: SicPlan, sites: Sites, family: Any, like: ColumnPosterior | None = None):
         self.prior, self.plan, self.sites, self.family = prior, plan, sites, family
         self._prior_factor: tuple[Tensor, Tensor] | None = None if like is None else like._prior_factor
         self.jitter: float = 0.0 if like is None else like.jitter
@@ -357,7 +355,7 @@ class ColumnPosterior(ABC):
 
 
 class SicPosterior(ColumnPosterior):
-    """A Gaussian process with a sparse inverse Cholesky prior, conditioned on sites at n rows: see `ColumnPosterior`."""
+    """A Gaussian process with a sparse inverse Cholesky prior, conditioned on sites; see `ColumnPosterior`."""
 
     def __init__(
         self,

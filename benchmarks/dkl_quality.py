@@ -15,9 +15,10 @@ plan, search and prediction, without what is measured on the way. In five dimens
 posterior can gain, so ``sites`` and ``mean_field`` run with more, too; training with so many takes hours.
 
 Run ``python benchmarks/dkl_quality.py [--only CASE ...] [--picture [PATH]]``. Cases are ``LIKELIHOOD_dD``. Keys of the
-last line: ``kl_ratio_CASE`` and ``kl_ratio_same_prior_CASE`` (divergence of ``mean_field`` over that of ``sites``, at the
-most neighbours), the same with ``_mM`` behind it at M neighbours, ``worst_kl_ratio`` and ``worst_kl_ratio_same_prior``,
-and ``SCORE_METHOD_CASE`` with SCORE ``rmse``, ``nlpd``, ``kl``, ``kl_same_prior`` or ``seconds``, at 20 neighbours.
+last line: ``kl_ratio_CASE`` and ``kl_ratio_same_prior_CASE`` (divergence of ``mean_field`` over that of ``sites``, with
+the most neighbours), the same with ``_mM`` behind it for M neighbours, ``worst_kl_ratio``,
+``worst_kl_ratio_same_prior``, and ``SCORE_METHOD_CASE`` with SCORE ``rmse``, ``nlpd``, ``kl``, ``kl_same_prior`` or
+``seconds``, with 20 neighbours.
 """
 
 from __future__ import annotations
@@ -436,7 +437,7 @@ def draw(found: dict[str, Comparison], path: Path) -> None:
     for ax in axes.flat[len(found) :]:
         ax.set_visible(False)
     handles = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, 2 * columns), frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(path, dpi=80, metadata={"Software": None})
 
 

@@ -26,7 +26,12 @@ def harness(monkeypatch):
 def data(tmp_path):
     """A data folder with small files of the layout the benchmarks read."""
     generator = np.random.default_rng(0)
-    for name, d in (("uci/kin40k", 3), ("classification/banana", 2)):
+    for name, d in (
+        ("uci/kin40k", 3),
+        ("uci/protein", 4),
+        ("spatial/nycflights13", 4),
+        ("classification/banana", 2),
+    ):
         n = 120
         X = generator.standard_normal((n, d)).astype(np.float32)
         X = np.column_stack([X, np.full(n, 7, np.float32)])  # a constant column, to be dropped
@@ -86,6 +91,54 @@ def test_memory_script():
     assert values["mean_only_memory_ratio"] < 1.2
     # kept results between freed temporaries, or one copy of the inputs per step, would cost more than this
     assert values["increment_large_mb"] < values["increment_small_mb"] + 40
+
+
+def test_vecchia_script(data):
+    pytest.importorskip("gpboost")
+    sizes = ("--n-protein", 80, "--n-field", 150, "--n-poisson", 80, "--n-flights", 80, "--n-test", 30)
+    values = last_line("vecchia.py", "--data", data, *sizes)
+    gaussian = {"seconds", "rmse", "nlpd"}
+    sides = {"protein": gaussian, "field": gaussian, "poisson": {"seconds", "dev"}}
+    assert set(values) == {
+        *(f"{case}_{side}{score}" for case, scores in sides.items() for side in ("", "gpboost_") for score in scores),
+        *(f"{case}_{key}" for case in ("protein", "field") for key in ("speedup", "nlpd_gap")),
+        "poisson_speedup",
+        "poisson_dev_gap",
+        *(f"flights_{key}" for key in gaussian | {"peak_mb"}),
+    }
+    assert abs(values["field_nlpd_gap"]) < 0.2
+
+
+def test_dkl_quality_script(tmp_path):
+    cases, picture = ["gaussian_d2", "bernoulli_d5"], tmp_path / "quality.png"
+    few = ("--n", 80, "--n-test", 20, "--n-neighbors", 8, "--more-neighbors", 15, "--n-inducing", 15, "--epochs", 2)
+    values = last_line("dkl_quality.py", "--only", *cases, *few, "--picture", picture)
+    sparse = ["sites", "free", "free_slow", "mean_field"]
+    scores = {name: ["rmse", "nlpd", "kl", "kl_same_prior", "seconds"] for name in sparse}
+    scores |= {"svgp": ["rmse", "nlpd", "kl", "seconds"], "dense": ["rmse", "nlpd", "seconds"]}
+    ratios = ("kl_ratio", "kl_ratio_same_prior")
+    assert set(values) == {
+        *(f"{score}_{name}_{case}" for case in cases for name in scores for score in scores[name]),
+        *(f"{ratio}_{case}{m}" for ratio in ratios for case in cases for m in ("", "_m8", "_m15")),
+        *(f"worst_{ratio}" for ratio in ratios),
+    }
+    assert values["worst_kl_ratio_same_prior"] > 10
+    assert all(values[f"kl{kind}_sites_{case}"] >= 0 for kind in ("", "_same_prior") for case in cases)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling_script():
+    values = last_line("scaling.py", "--n", 3000, 30_000, "--repeats", 1)
+    assert set(values) == {
+        *(
+            f"{form}_{key}_{n}"
+            for form in ("response", "latent")
+            for key in ("seconds", "plan_seconds", "mb")
+            for n in ("3e3", "3e4")
+        ),
+        *(f"{form}{key}_ratio_3e4" for form in ("", "response_", "latent_") for key in ("time", "memory")),
+    }
+    assert values["memory_ratio_3e4"] < 15
 
 
 def test_loading_standardises_with_training_statistics(harness, data):

@@ -60,6 +60,10 @@ class Sites:
     linear: Tensor
     precision: Tensor
 
+    def double(self) -> Sites:
+        """Return the same in float64."""
+        return Sites(self.linear.double(), self.precision.double())
+
     def blend(self, other: Sites, step_size: float) -> Sites:
         """Return (1 − ρ) self + ρ other, the natural-gradient step of size ρ."""
         return Sites(

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from mercer.families.base import Family, Prior
+from mercer.families.dklgp import DoubleKL
 from mercer.families.exact import Exact
+from mercer.families.inducing_vecchia import InducingVecchia
 from mercer.families.sic import SparseInverseCholesky
 from mercer.inference.conjugate import Conjugate
 from mercer.inference.dual import Dual
+from mercer.inference.freeform import Freeform
 from mercer.inference.laplace import Laplace
 from mercer.inference.moment import PowerEP
 from mercer.likelihoods.base import Likelihood
@@ -31,12 +34,13 @@ _EXACT_ROWS = 6000  # n³ operations per evaluation: a fit of so many rows takes
 
 @dataclass(frozen=True)
 class Problem:
-    """What the rules look at: n rows, d columns, the likelihood and the numerical policy."""
+    """What the rules look at: n rows, d columns, the likelihood, the numerical policy, and for engines the family."""
 
     n_rows: int
     n_features: int
     likelihood: Likelihood
     policy: NumericalPolicy
+    family: str = ""
 
     @property
     def exact_bytes(self) -> int:
@@ -81,16 +85,23 @@ FAMILY_RULES: tuple[Rule, ...] = (
 )
 
 ENGINE_RULES: tuple[Rule, ...] = (
+    Rule("freeform", lambda p: p.family == "dklgp", Freeform, lambda p: "free parameters: trained by Adam on batches"),
     Rule("conjugate", lambda p: p.likelihood.conjugate, Conjugate, lambda p: "Gaussian noise: closed form"),
     Rule("dual", lambda p: True, Dual, lambda p: "non-Gaussian likelihood: natural-gradient variational sites"),
 )
 
-FAMILIES: dict[str, Callable[[], Any]] = {"exact": Exact, "sic": SparseInverseCholesky}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "exact": Exact,
+    "sic": SparseInverseCholesky,
+    "inducing_vecchia": InducingVecchia,
+    "dklgp": DoubleKL,
+}
 ENGINES: dict[str, Callable[[], Any]] = {
     "conjugate": Conjugate,
     "dual": Dual,
     "laplace": Laplace,
     "power_ep": PowerEP,
+    "freeform": Freeform,
 }
 
 
@@ -117,8 +128,11 @@ def resolve(
     """
     problem = Problem(n_rows, d, likelihood, policy)
     family, family_reason = _choose("family", family, FAMILY_RULES, FAMILIES, Family, problem)
+    if isinstance(family, SparseInverseCholesky) and family.variational == "free":
+        family = DoubleKL(n_neighbors=family.n_neighbors, rho=family.rho if family.pattern == "ball" else None)
+    problem = replace(problem, family=family.name)
     engine, engine_reason = _choose("engine", engine, ENGINE_RULES, ENGINES, None, problem)
-    _check_pair(engine, likelihood)
+    _check_pair(family, engine, likelihood)
     return Model(prior, likelihood, family, engine, policy), {"family": family_reason, "engine": engine_reason}
 
 
@@ -141,12 +155,17 @@ def _choose(
     return choice, "chosen by the user"
 
 
-def _check_pair(engine: Any, likelihood: Likelihood) -> None:
-    """Refuse an engine that cannot serve the likelihood, naming the nearest pair that works."""
+def _check_pair(family: Any, engine: Any, likelihood: Likelihood) -> None:
+    """Refuse an engine that cannot serve the family or the likelihood, naming the nearest pair that works."""
     name = type(likelihood).__name__
+    if (family.name == "dklgp") != (engine.name == "freeform"):
+        raise ValueError(
+            f"family={family.name!r} and engine={engine.name!r} do not go together: free parameters need "
+            "family='dklgp' with engine='freeform'; use family='sic' with any other engine."
+        )
     if engine.name == "conjugate" and not likelihood.conjugate:
         raise ValueError(f"engine='conjugate' needs a Gaussian likelihood, not {name}; use engine='dual'.")
-    if engine.name in ("laplace", "power_ep", "moment") and likelihood.n_latents > 1:
+    if engine.name in ("laplace", "power_ep", "moment", "freeform") and likelihood.n_latents > 1:
         raise ValueError(
             f"engine={engine.name!r} handles one latent function and {name} has {likelihood.n_latents}; "
             "use engine='dual'."

@@ -411,6 +411,17 @@ def test_predictions_are_differentiable_in_new_rows(form):
     assert bool(slope.isfinite().all())
 
 
+def test_candidates_without_lengthscales_let_gradients_pass(monkeypatch):
+    monkeypatch.setattr("mercer.families.hybrid_plan._MOST_PAIRS", N - 1)
+    monkeypatch.setattr("mercer.families.nearness._MOST_CORRELATIONS", N - 1)
+    P = Prior(Matern32(0.3, ard=False) + Linear(1.0, ard=False))
+    plan = plan_hybrid(P, uniform(), POLICY, n_inducing=6, n_neighbors=4)
+    assert any("inputs as they are" in note for note in plan.notes)
+    rows = uniform(3, 2, seed=7).requires_grad_()
+    (slope,) = torch.autograd.grad(posterior(P, plan, normal(N), NOISE, 6).marginals(rows)[1].sum(), rows)
+    assert bool((slope != 0).all())
+
+
 def test_what_the_data_say_of_inducing_points_is_computed_once(monkeypatch):
     calls = []
     monkeypatch.setattr(

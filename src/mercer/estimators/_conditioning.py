@@ -62,8 +62,7 @@ def condition(
     model = replace(model, prior=prior, policy=replace(loose, tol=_FINAL_TOL))
     vector = ThetaVector(model)
     vector.write(theta)
-    if sites is not None:
-        sites = Sites(sites.linear.double(), sites.precision.double())
+    sites = None if sites is None else sites.double()
     data = make_data(rows, units, model.policy)
     if plan is None:
         plan = model.family.plan(model.prior, data.X, model.policy)

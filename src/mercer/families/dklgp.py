@@ -61,6 +61,10 @@ class FreeParameters:
         """Return a copy that stays as it is."""
         return FreeParameters(*(each.detach().clone() for each in self.tensors()))
 
+    def double(self) -> FreeParameters:
+        """Return the same in float64."""
+        return FreeParameters(*(each.double() for each in self.tensors()))
+
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the three of them."""
         return self.mean, self.off_diagonal, self.log_diagonal

@@ -159,7 +159,7 @@ class HybridPlan(SicPlan):
         """
         candidates = None
         if len(self.X) > _MOST_PAIRS:
-            candidates, _ = nearness.nearest(self.X, new.X, _CANDIDATES * m)
+            candidates, _ = nearness.nearest(self.X, new.X.detach(), _CANDIDATES * m)
         return residual.nearest(new, data, m, candidates)
 
 

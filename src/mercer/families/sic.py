@@ -50,6 +50,9 @@ class SparseInverseCholesky:
         function, which is more accurate for noisy data and costs more. "auto" learns hyperparameters from the
         response form and predicts from the latent one where noise is above 5 % of the prior variance. Evidence lower
         bounds of other likelihoods always have the latent form.
+    variational : {"sites", "free"}, default="sites"
+        "free" is the published family with a free mean and factor, `mercer.families.dklgp.DoubleKL`, which is trained
+        by Adam and takes the place of this one.
 
     Notes
     -----
@@ -67,6 +70,7 @@ class SparseInverseCholesky:
     pattern: str = "knn"
     rho: float = 2.0
     form: str = "auto"
+    variational: str = "sites"
     name: ClassVar[str] = "sic"
     stage_growth: ClassVar[int] = 4
     evidence_of: ClassVar[str] = "under Vecchia's approximation"
@@ -76,6 +80,8 @@ class SparseInverseCholesky:
             raise ValueError(f"pattern must be 'knn' or 'ball', got {self.pattern!r}.")
         if self.form not in ("auto", "response", "latent"):
             raise ValueError(f"form must be 'auto', 'response' or 'latent', got {self.form!r}.")
+        if self.variational not in ("sites", "free"):
+            raise ValueError(f"variational must be 'sites' or 'free', got {self.variational!r}.")
         if self.n_neighbors_predict < 1:
             raise ValueError(f"n_neighbors_predict must be at least 1, got {self.n_neighbors_predict}.")
 

@@ -46,7 +46,7 @@ class Learned:
 
     theta: np.ndarray
     value: float
-    sites: Sites | None = None
+    sites: Any = None
     n_iter: int = 0
     n_evaluations: int = 0
     converged: bool = True

@@ -17,6 +17,7 @@ from torch import Tensor
 from mercer._typing import Data, Info, Sites
 from mercer.families.dklgp import DoubleKL, FreeParameters, FreePlan, FreePosterior, divergence_terms
 from mercer.inference.base import State, zero_sites
+from mercer.inference.evidence import Learned
 from mercer.inference.objective import expected_log_prob
 from mercer.inference.theta import ThetaVector
 from mercer.likelihoods.base import ExpectedLogProb
@@ -293,9 +294,46 @@ class Freeform:
     evidence: ClassVar[str] = "lower bound"
     requires: ClassVar[tuple[str, ...]] = ("single_latent",)
 
-    def init(self, model: Model, plan: Any, data: Data, sites: Sites | None = None) -> State:
-        """Start from given sites, or from those of Laplace's method."""
+    def learn(
+        self,
+        model: Model,
+        data: Data,
+        generator: torch.Generator,
+        on_iteration: Callable[[int, float], None] | None = None,
+    ) -> Learned:
+        """Train hyperparameters with the posterior, see `train_free`; leaves the model at the last of them."""
+        first = max(1, self.n_epochs // 7)  # then order and neighbours are found again
+        fit = train_free(
+            model,
+            model.family,
+            data,
+            epochs=(first, self.n_epochs - first),
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            generator=generator,
+            on_epoch=on_iteration,
+        )
+        # there is no rule that ends the training early
+        return Learned(
+            ThetaVector(model).read(),
+            fit.trace[-1],
+            fit.parameters,
+            n_iter=len(fit.trace),
+            n_evaluations=len(fit.trace),
+            message=f"trained for {len(fit.trace)} epochs",
+            trace=fit.trace,
+            plan=fit.plan,
+        )
+
+    def init(self, model: Model, plan: Any, data: Data, sites: Sites | FreeParameters | None = None) -> State:
+        """Start from given sites, or from those of Laplace's method; parameters are taken as trained."""
         _check(model, data)
+        if isinstance(sites, FreeParameters):
+            posterior = model.family.variational(model.prior, plan, sites)
+            asked = expected_log_prob(model, data, posterior.mean_at_data, posterior.variance_at_data)
+            precision = data.weight * asked.beta
+            posterior.sites = Sites(data.weight * asked.alpha + precision * posterior.mean_at_data, precision)
+            return State(posterior.sites, posterior, float("-inf"))
         posterior = site_start(model, plan, data) if sites is None else model.family.condition(model.prior, plan, sites)
         training = _Training(
             model,
@@ -314,6 +352,8 @@ class Freeform:
 
         The state carries Adam's memory, which moves on: a state that was stepped from cannot be stepped from again.
         """
+        if not state.history:  # trained before
+            return state, {"converged": True, "change": 0.0}
         (training,) = state.history
         with torch.enable_grad():
             value = training.epoch()
@@ -328,5 +368,7 @@ class Freeform:
 
 
 def _check(model: Model, data: Data) -> None:
+    if data.X.dtype != torch.float64:
+        raise ValueError("free-form posteriors are trained in float64: leave dtype at its default.")
     if model.likelihood.n_latents > 1 or data.y.dim() > 1:
         raise ValueError("free-form posteriors have one latent function: give one target per row.")

@@ -17,6 +17,7 @@ from torch import Tensor
 from mercer._typing import Data, Sites
 from mercer.inference.evidence import Evidence, Learned
 from mercer.inference.fisher import fisher_information
+from mercer.inference.freeform import Freeform
 from mercer.inference.theta import ThetaVector
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 
@@ -94,6 +95,9 @@ def learn(
     """
     vector = ThetaVector(model)
     first = vector.read() if start is None else np.asarray(start, dtype=np.float64)
+    if isinstance(model.engine, Freeform):  # moves hyperparameters along with the posterior
+        vector.write(first)
+        return model.engine.learn(model, data, generator, on_iteration)
     stages = _stages(model, data, generator) if start is None or n_restarts else [Stage(data)]
     starts = [first, *_restarts(first, vector.bounds, n_restarts, generator)]
     notes: list[str] = []

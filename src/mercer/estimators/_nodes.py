@@ -31,7 +31,11 @@ from mercer.estimators.classifier import GPClassifier
 from mercer.estimators.count import GPCountRegressor
 from mercer.estimators.regressor import GPRegressor
 from mercer.families.base import Prior
+from mercer.families.dklgp import DoubleKL, FreeParameters, FreePlan, FreePosterior
 from mercer.families.exact import Exact, ExactPlan, ExactPosterior
+from mercer.families.hybrid_plan import HybridPlan, Points, Residual
+from mercer.families.hybrid_posterior import HybridPosterior, Known
+from mercer.families.inducing_vecchia import InducingVecchia
 from mercer.families.sic import SicPosterior, SparseInverseCholesky
 from mercer.families.sic_plan import Nugget, SicPlan
 from mercer.likelihoods.adapt import Adapted
@@ -66,6 +70,8 @@ _CLASSES: dict[str, type] = {
     **_named("mercer", (*ESTIMATORS, FitReport, Rows, Units, Sites, Prior, Model, NumericalPolicy, SiteFactor)),
     **_named("mercer.families", (Exact, ExactPlan, ExactPosterior)),
     **_named("mercer.families", (SparseInverseCholesky, SicPlan, SicPosterior, Nugget)),
+    **_named("mercer.families", (InducingVecchia, HybridPlan, HybridPosterior, Known, Residual, Points)),
+    **_named("mercer.families", (DoubleKL, FreePlan, FreePosterior, FreeParameters)),
     **_named("mercer.linalg", (Pattern, PosteriorPrecision)),
     **_named("mercer.inference", vars(mercer.inference).values()),
     **_named("mercer.likelihoods", (Adapted, *vars(mercer.likelihoods).values()), Likelihood),

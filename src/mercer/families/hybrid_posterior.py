@@ -23,9 +23,9 @@ from torch import Tensor
 
 from mercer._typing import Sites
 from mercer.families.base import Confession, Prior
+from mercer.families.column_posterior import ColumnPosterior
 from mercer.families.hybrid import append, residual_factor, response_log_likelihood, response_sums, tile_elements
 from mercer.families.hybrid_plan import HybridPlan, Points, Residual
-from mercer.families.sic import ColumnPosterior
 from mercer.families.vecchia import Appended
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.linalg.sic import logdet

@@ -106,9 +106,10 @@ class Nearness:
     def _coordinates(self, X: Tensor) -> np.ndarray:
         return self._scaled(X).double().cpu().numpy()
 
+    @torch.no_grad()
     def _scaled(self, X: Tensor) -> Tensor:
         scaled = scaled_inputs(self.kernel, X)
-        return X if scaled is None else scaled
+        return (X if scaled is None else scaled).detach()
 
     def _correlated(self, X: Tensor, X_new: Tensor, m: int, earlier: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the nearest rows, nearest first and −1 for none, and their squared distances, ∞ for none."""

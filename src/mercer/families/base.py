@@ -82,13 +82,15 @@ class Family(Protocol):
     ``sums_over_columns`` says that the evidence of noisy Gaussian data is a sum that random terms estimate; the family
     then has ``plan_some(prior, X, policy, rows)``, which plans for the terms of these rows alone. ``stage_growth`` is
     how many times more rows each stage of learning looks at: the less the cost grows with rows, the more.
-    ``evidence_of`` ends the sentence "the evidence is that …" where it is not the prior's own.
+    ``dense`` says that its work is LAPACK's on n × n matrices, which decides who gets the threads. ``evidence_of`` ends
+    the sentence "the evidence is that …" where it is not the prior's own.
     """
 
     name: ClassVar[str]
     sums_over_columns: bool
     stage_growth: int
     evidence_of: str
+    dense: bool
 
     def plan(self, prior: Prior, X: Tensor, policy: NumericalPolicy) -> Any:
         """Choose orderings, neighbours or inducing points for the rows X. No gradients."""

@@ -141,6 +141,7 @@ class DoubleKL:
     name: ClassVar[str] = "dklgp"
     sums_over_columns: ClassVar[bool] = False
     stage_growth: ClassVar[int] = 4
+    dense: ClassVar[bool] = False
     evidence_of: ClassVar[str] = "under Vecchia's approximation"
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ class Exact:
     name: ClassVar[str] = "exact"
     sums_over_columns: ClassVar[bool] = False
     stage_growth: ClassVar[int] = 2
+    dense: ClassVar[bool] = True
     evidence_of: ClassVar[str] = ""
 
     def stale(self, prior: Prior, plan: ExactPlan) -> bool:

@@ -67,6 +67,7 @@ class SparseInverseCholesky:
     variational: str = "sites"
     name: ClassVar[str] = "sic"
     stage_growth: ClassVar[int] = 4
+    dense: ClassVar[bool] = False
     evidence_of: ClassVar[str] = "under Vecchia's approximation"
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ differentiable in the hyperparameters at a converged state.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -78,6 +79,11 @@ def zero_sites(model: Model, data: Data) -> Sites:
     return Sites(zeros, zeros.clone())
 
 
+def threads_for(model: Model, data: Data) -> AbstractContextManager:
+    """Let LAPACK have the threads where the family's work is LAPACK's; sparse families keep torch's."""
+    return lapack_first(data.n_rows, data.X.device) if model.family.dense else nullcontext()
+
+
 @torch.no_grad()
 def run(model: Model, plan: Any, data: Data, sites: Sites | None = None) -> Inference:
     """Step the engine until it converges at the current hyperparameters.
@@ -96,7 +102,7 @@ def run(model: Model, plan: Any, data: Data, sites: Sites | None = None) -> Infe
         repeats it.
     """
     notes: dict[str, None] = {}
-    with lapack_first(data.n_rows, data.X.device):
+    with threads_for(model, data):
         state = model.engine.init(model, plan, data, sites)
         for n_steps in range(1, model.policy.max_inner + 1):
             state, info = model.engine.step(model, plan, state, data)

@@ -16,10 +16,9 @@ import scipy.optimize
 import torch
 
 from mercer._typing import Data, Sites
-from mercer.inference.base import run
+from mercer.inference.base import run, threads_for
 from mercer.inference.theta import ThetaVector, at_bounds
 from mercer.linalg.cholesky import NotPositiveDefiniteError
-from mercer.linalg.threads import lapack_first
 
 if TYPE_CHECKING:
     from mercer.model import Model
@@ -94,7 +93,7 @@ class Evidence:
         NotPositiveDefiniteError
             A factorisation failed at this θ.
         """
-        with lapack_first(self.data.n_rows, self.data.X.device):
+        with threads_for(self.model, self.data):
             return self._evaluate(theta, gradient)
 
     def _evaluate(self, theta: np.ndarray, gradient: bool) -> tuple[float, np.ndarray]:

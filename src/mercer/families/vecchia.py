@@ -41,7 +41,7 @@ def prior_factor(prior: Prior, plan: SicPlan) -> tuple[Tensor, float]:
     while True:
         nugget = plan.nugget.value
         try:
-            chunks = [_checkpointed(of_chunk, prior.kernel, chunk, nugget) for chunk in plan.chunks(None)]
+            chunks = [_checkpointed(of_chunk, chunk, nugget) for chunk in plan.chunks(None)]
             U = torch.cat(chunks, -2)
             known = U.detach()[..., -1].square().amax() * plan.prior_variance(prior).detach()
             if bool(known * torch.finfo(U.dtype).eps > _ROUNDING):
@@ -105,9 +105,12 @@ def response_log_likelihood(prior: Prior, plan: SicPlan, y: Tensor, noise: Tenso
         white = (u * y[..., plan.pattern.columns[chunk].clamp_min(0)]).sum(-1)
         return (u[..., -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(chunk)
 
-    of = _with_slope if total.numel() == 1 else _checkpointed
-    for chunk in plan.chunks(plan.rows, max(1, noise.shape[:-1].numel())):
-        total = total + of(of_chunk, prior.kernel, y, noise, chunk)
+    chunks = plan.chunks(plan.rows, max(1, noise.shape[:-1].numel()))
+    if total.numel() == 1:
+        total = total + _sum_with_slopes(of_chunk, prior.kernel, y, noise, chunks)
+    else:
+        for chunk in chunks:
+            total = total + _checkpointed(of_chunk, y, noise, chunk)
     return total if plan.rows is None else total * (len(plan.X) / len(plan.rows))
 
 
@@ -212,22 +215,35 @@ def _prior_tiles(prior: Prior, plan: SicPlan, X: Tensor, nugget: float) -> Tenso
     return tiles + nugget * plan.prior_variance(prior) * eye
 
 
-def _checkpointed(function: Callable[..., Tensor], kernel: Any, *arguments: Any) -> Tensor:
+def _checkpointed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call it, and again for the gradient, so that nothing in between is kept."""
     if not torch.is_grad_enabled():
         return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def _with_slope(function: Callable[..., Tensor], kernel: Any, *arguments: Any) -> Tensor:
-    """Call it for a single number and take its gradient at once, so that nothing has to be kept or computed twice."""
-    tensors = [each for each in arguments if isinstance(each, Tensor)]
-    leaves = [each for each in (*kernel.parameters(), *tensors) if each.requires_grad]
-    if not (torch.is_grad_enabled() and leaves):
-        return function(*arguments)
-    apart = {id(each): each.detach().requires_grad_() for each in tensors if each.requires_grad}
-    value = function(*(apart.get(id(each), each) for each in arguments))
-    slopes = torch.autograd.grad(value.sum(), [apart.get(id(each), each) for each in leaves], materialize_grads=True)
-    # equal to the value, with these slopes
-    linear = sum(((leaf - leaf.detach()) * slope).sum() for leaf, slope in zip(leaves, slopes, strict=True))
-    return value.detach() + linear
+def _sum_with_slopes(
+    function: Callable[..., Tensor], kernel: Any, y: Tensor, noise: Tensor, chunks: tuple[Tensor, ...]
+) -> Tensor:
+    """Sum a number over chunks and take each gradient at once, so that nothing has to be kept or computed twice.
+
+    Gradients are added up on the way: those in y and noise have n entries, too many to keep for each chunk.
+    """
+    parameters = [each for each in kernel.parameters() if each.requires_grad]
+    apart = [each.detach().requires_grad_() if each.requires_grad else each for each in (y, noise)]
+    inner = [*parameters, *(each for each in apart if each.requires_grad)]
+    total = y.new_zeros(())
+    if not (torch.is_grad_enabled() and inner):
+        for chunk in chunks:
+            total = total + function(y, noise, chunk)
+        return total
+    slopes = [torch.zeros_like(each) for each in inner]
+    for chunk in chunks:
+        value = function(*apart, chunk)
+        total = total + value.detach()
+        found = torch.autograd.grad(value.sum(), inner, materialize_grads=True)
+        for slope, more in zip(slopes, found, strict=True):
+            slope += more
+    # equal to the total, with these slopes
+    leaves = [*parameters, *(each for each in (y, noise) if each.requires_grad)]
+    return total + sum(((leaf - leaf.detach()) * slope).sum() for leaf, slope in zip(leaves, slopes, strict=True))

@@ -100,17 +100,20 @@ def response_log_likelihood(prior: Prior, plan: SicPlan, y: Tensor, noise: Tenso
     y = y[..., plan.order]
     total = y.new_zeros(y.shape[:-1])
 
-    def of_chunk(y: Tensor, noise: Tensor, chunk: Tensor) -> Tensor:
-        u, _ = columns_of(prior, plan, noise, plan.pattern.columns[chunk])
-        white = (u * y[..., plan.pattern.columns[chunk].clamp_min(0)]).sum(-1)
-        return (u[..., -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(chunk)
+    def of_chunk(y: Tensor, noise: Tensor, columns: Tensor) -> Tensor:
+        """Return the sum over columns (B, w), given targets and noise there."""
+        tiles = gram(prior.kernel, plan.X[columns.clamp_min(0)], policy=plan.policy) + torch.diag_embed(noise)
+        u = column_factors(tiles, columns < 0)
+        white = (u * y).sum(-1)
+        return (u[..., -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(columns)
 
-    chunks = plan.chunks(plan.rows, max(1, noise.shape[:-1].numel()))
+    chunks = [plan.pattern.columns[rows] for rows in plan.chunks(plan.rows, max(1, noise.shape[:-1].numel()))]
     if total.numel() == 1:
         total = total + _sum_with_slopes(of_chunk, prior.kernel, y, noise, chunks)
     else:
-        for chunk in chunks:
-            total = total + _checkpointed(of_chunk, y, noise, chunk)
+        for columns in chunks:
+            index = columns.clamp_min(0)
+            total = total + _checkpointed(of_chunk, y[..., index], noise[..., index], columns)
     return total if plan.rows is None else total * (len(plan.X) / len(plan.rows))
 
 
@@ -223,27 +226,28 @@ def _checkpointed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 
 def _sum_with_slopes(
-    function: Callable[..., Tensor], kernel: Any, y: Tensor, noise: Tensor, chunks: tuple[Tensor, ...]
+    function: Callable[..., Tensor], kernel: Any, y: Tensor, noise: Tensor, chunks: list[Tensor]
 ) -> Tensor:
     """Sum a number over chunks and take each gradient at once, so that nothing has to be kept or computed twice.
 
-    Gradients are added up on the way: those in y and noise have n entries, too many to keep for each chunk.
+    A chunk sees its own entries of y and noise, since gradients of n entries for each would take O(n²) time.
     """
     parameters = [each for each in kernel.parameters() if each.requires_grad]
-    apart = [each.detach().requires_grad_() if each.requires_grad else each for each in (y, noise)]
-    inner = [*parameters, *(each for each in apart if each.requires_grad)]
-    total = y.new_zeros(())
-    if not (torch.is_grad_enabled() and inner):
-        for chunk in chunks:
-            total = total + function(y, noise, chunk)
-        return total
-    slopes = [torch.zeros_like(each) for each in inner]
-    for chunk in chunks:
-        value = function(*apart, chunk)
-        total = total + value.detach()
-        found = torch.autograd.grad(value.sum(), inner, materialize_grads=True)
-        for slope, more in zip(slopes, found, strict=True):
-            slope += more
-    # equal to the total, with these slopes
     leaves = [*parameters, *(each for each in (y, noise) if each.requires_grad)]
+    recording = torch.is_grad_enabled() and bool(leaves)
+    slopes, total = [torch.zeros_like(each) for each in leaves], y.new_zeros(())
+    for columns in chunks:
+        index = columns.clamp_min(0)
+        own = [each.detach()[..., index].requires_grad_(recording and each.requires_grad) for each in (y, noise)]
+        value = function(*own, columns)
+        total = total + value.detach()
+        if recording:
+            inner = [*parameters, *(each for each in own if each.requires_grad)]
+            found = torch.autograd.grad(value.sum(), inner, materialize_grads=True)
+            for k, (slope, more) in enumerate(zip(slopes, found, strict=True)):
+                if k < len(parameters):
+                    slope += more
+                else:
+                    slope.index_add_(-1, index.flatten(), more.flatten(-2))
+    # equal to the total, with these slopes
     return total + sum(((leaf - leaf.detach()) * slope).sum() for leaf, slope in zip(leaves, slopes, strict=True))

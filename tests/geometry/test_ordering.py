@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mercer.geometry.ordering import maximin, maximin_by
+from mercer.geometry.ordering import maximin, maximin_by, walk
 
 
 def uniform(n, d, seed=0):
@@ -108,3 +108,11 @@ def test_distances_that_nobody_wants_are_not_searched_for():
     assert np.array_equal(plain.order, whole.order)
     assert np.array_equal(np.isnan(plain.distance), np.arange(5000) >= 4096)
     assert np.array_equal(plain.distance[:4096], whole.distance[:4096]) and np.isfinite(whole.distance).all()
+
+
+def test_a_walk_keeps_near_rows_together():
+    X = np.random.default_rng(0).uniform(size=(2000, 3))
+    order = walk(X)
+    assert np.array_equal(np.sort(order), np.arange(2000))
+    steps = np.linalg.norm(np.diff(X[order], axis=0), axis=1)
+    assert np.median(steps) < 0.3 * np.median(np.linalg.norm(np.diff(X, axis=0), axis=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mercer.families.base import Prior
 from mercer.families.nearness import Nearness
+from mercer.geometry import ordering
 from mercer.geometry.neighbours import moved
 from mercer.kernels.evaluate import diag, scaled_inputs
 from mercer.linalg.sic import Pattern
@@ -60,6 +62,11 @@ class SicPlan:
         columns = self.pattern.columns
         rows = torch.arange(len(columns), device=columns.device) if rows is None else rows
         return rows.split(self.policy.chunk_rows(4 * members * columns.shape[-1] ** 2))
+
+    @cached_property
+    def walk(self) -> Tensor:
+        """(n,), the columns such that near ones come together: sums take them so, and find their rows in the cache."""
+        return torch.as_tensor(ordering.walk(self.X.double().cpu().numpy()), device=self.X.device)
 
     @property
     def in_data_order(self) -> Tensor:

@@ -107,7 +107,8 @@ def response_log_likelihood(prior: Prior, plan: SicPlan, y: Tensor, noise: Tenso
         white = (u * y).sum(-1)
         return (u[..., -1].log() - 0.5 * white.square()).sum(-1) - 0.5 * math.log(2 * math.pi) * len(columns)
 
-    chunks = [plan.pattern.columns[rows] for rows in plan.chunks(plan.rows, max(1, noise.shape[:-1].numel()))]
+    order = plan.walk if plan.rows is None else plan.rows
+    chunks = [plan.pattern.columns[rows] for rows in plan.chunks(order, max(1, noise.shape[:-1].numel()))]
     if total.numel() == 1:
         total = total + _sum_with_slopes(of_chunk, prior.kernel, y, noise, chunks)
     else:

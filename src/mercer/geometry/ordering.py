@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from mercer import _loops
 from mercer.geometry.neighbours import nearest_earlier
@@ -99,6 +100,11 @@ def maximin_by(squared_distance_from: Callable[[int], np.ndarray], n: int) -> Or
         chosen = int(nearest.argmax())
         reach = max(nearest[chosen], 0.0)
     return Ordering(order, _lengths(squared))
+
+
+def walk(X: np.ndarray) -> np.ndarray:
+    """Return the rows of X (n, d) such that near ones come together: the leaves of a tree, one after another."""
+    return np.asarray(cKDTree(X).indices, dtype=np.int64)
 
 
 def _middle(X: np.ndarray) -> int:

@@ -1,14 +1,20 @@
 """The sparse inverse Cholesky posterior with few neighbours: its parts belong to one function of the sites."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import DTYPE, normal
 
-from mercer._typing import Sites
+from mercer._typing import Data, Sites
 from mercer.families import Exact, Prior, SparseInverseCholesky
+from mercer.inference import Conjugate, Dual, run
+from mercer.inference.objective import evidence_lower_bound
 from mercer.kernels import Matern32, hyperparameters
+from mercer.likelihoods import Bernoulli, Gaussian
+from mercer.model import Model
 from mercer.policy import NumericalPolicy
 
 POLICY = NumericalPolicy()
@@ -174,3 +180,48 @@ def test_the_form_follows_noise_and_sites():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         SparseInverseCholesky(**options)
+
+
+# ---- the engines at work (identity 12 of the method)
+
+
+def classes(family, likelihood, n=40):
+    """Converge the dual engine under a family; return the state, the model and the data."""
+    X = uniform(n)
+    y = (torch.sin(6 * X[:, 0]) + 0.3 * normal(n, seed=3) > 0).to(DTYPE)
+    model = Model(Prior(Matern32([0.3, 0.6], outputscale=2.0)), likelihood, family, Dual(), NumericalPolicy(tol=1e-14))
+    data = Data(X, y, torch.ones(n, dtype=DTYPE))
+    found = run(model, family.plan(model.prior, X, model.policy), data)
+    assert found.converged
+    return found, model, data
+
+
+def test_the_fixed_point_with_all_neighbours_is_that_of_the_dense_family():
+    found, model, data = classes(SparseInverseCholesky(n_neighbors=39), Bernoulli())
+    dense, _, _ = classes(Exact(), Bernoulli())
+    assert found.state.value == pytest.approx(dense.state.value, abs=1e-8)
+    torch.testing.assert_close(found.state.sites.precision, dense.state.sites.precision, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.state.posterior.mean_at_data, dense.state.posterior.mean_at_data)
+    assert largest_slope(found, model, data) < 1e-6
+
+
+@pytest.mark.parametrize("m", [4, 10])
+def test_the_fixed_point_with_few_neighbours_is_stationary_all_the_same(m):
+    found, model, data = classes(SparseInverseCholesky(n_neighbors=m), Bernoulli())
+    assert largest_slope(found, model, data) < 1e-6
+
+
+def largest_slope(found, model, data):
+    """Return the largest derivative of the bound in the sites at a fixed point."""
+    sites = Sites(*(each.clone().requires_grad_() for each in (found.state.sites.linear, found.state.sites.precision)))
+    bound = evidence_lower_bound(model, found.state.posterior.with_sites(sites), data)
+    return max(float(each.abs().max()) for each in torch.autograd.grad(bound, (sites.linear, sites.precision)))
+
+
+def test_gaussian_noise_takes_one_step_to_the_exact_posterior():
+    found, model, data = classes(SparseInverseCholesky(n_neighbors=39), Gaussian(0.2))
+    family = Exact()
+    exact = Conjugate().init(replace(model, family=family), family.plan(model.prior, data.X, POLICY), data).posterior
+    assert found.n_steps <= 2  # one that moves, one that sees that it has arrived
+    torch.testing.assert_close(found.state.posterior.mean_at_data, exact.mean_at_data, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.state.posterior.variance_at_data, exact.variance_at_data, rtol=1e-8, atol=1e-8)

@@ -43,7 +43,8 @@ class GPRegressor(RegressorMixin, BaseGP):
     mean : gpytorch Mean, default=None
         Prior mean in standardised units; None is the weighted mean of y.
     family : str or Family, default="auto"
-        How the posterior is represented; ``"exact"`` is dense.
+        How the posterior is represented; ``"exact"`` is dense, ``"sic"`` gives each row its nearest neighbours, for
+        many rows, and ``"inducing_vecchia"`` the same beside inducing points, for many directions.
     engine : str or Engine, default="auto"
         ``"conjugate"`` (Gaussian noise), ``"dual"``, ``"laplace"`` or ``"power_ep"``.
     optimizer : {"lbfgs", None}, default="lbfgs"

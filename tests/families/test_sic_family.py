@@ -175,6 +175,7 @@ def test_the_form_follows_noise_and_sites():
         ({"form": "both"}, "form"),
         ({"variational": "sometimes"}, "variational"),
         ({"n_neighbors_predict": 0}, "n_neighbors_predict"),
+        ({"n_neighbors": 2.5}, "n_neighbors must be at least 1 and an integer"),
     ],
 )
 def test_bad_options_are_named(options, message):

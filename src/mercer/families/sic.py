@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -77,8 +78,10 @@ class SparseInverseCholesky:
             raise ValueError(f"form must be 'auto', 'response' or 'latent', got {self.form!r}.")
         if self.variational not in ("sites", "free"):
             raise ValueError(f"variational must be 'sites' or 'free', got {self.variational!r}.")
-        if self.n_neighbors_predict < 1:
-            raise ValueError(f"n_neighbors_predict must be at least 1, got {self.n_neighbors_predict}.")
+        for name in ("n_neighbors", "n_neighbors_predict"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be at least 1 and an integer, got {value!r}.")
 
     @property
     def sums_over_columns(self) -> bool:

@@ -306,7 +306,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
             )
         if report.jitter > 0:
             report.warnings.append(
-                f"the covariance matrix needed a relative jitter of {report.jitter:g}; look for near-duplicate rows"
+                f"the covariance matrix needed a relative jitter of {report.jitter:g}: rows are nearly the same, or "
+                "the kernel is very smooth beside their spacing"
             )
         if not (learned.converged or learned.interrupted or stopped):
             report.warnings.append(

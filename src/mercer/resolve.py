@@ -16,6 +16,7 @@ import torch
 from mercer.families.base import Family, Prior
 from mercer.families.dklgp import DoubleKL
 from mercer.families.exact import Exact
+from mercer.families.inducing import Inducing
 from mercer.families.inducing_vecchia import InducingVecchia
 from mercer.families.sic import SparseInverseCholesky
 from mercer.inference.conjugate import Conjugate
@@ -92,6 +93,7 @@ ENGINE_RULES: tuple[Rule, ...] = (
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "exact": Exact,
+    "inducing": Inducing,
     "sic": SparseInverseCholesky,
     "inducing_vecchia": InducingVecchia,
     "dklgp": DoubleKL,

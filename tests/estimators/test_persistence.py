@@ -328,7 +328,7 @@ def node_of(document, name):
         (lambda d: d.pop("estimator"), "damaged"),
         (lambda d: d.update(estimator=[1]), "does not hold"),
         (lambda d: d["estimator"].pop("state"), "damaged"),
-        (lambda d: node_of(d, "mercer.Model").update({"class": "mercer.Data"}), r"mercer\.Data"),
+        (lambda d: node_of(d, "mercer.Model").update({"class": "mercer.Problem"}), r"mercer\.Problem"),
     ],
 )
 def test_what_the_format_does_not_know_is_refused(change, message, path):

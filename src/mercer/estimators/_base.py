@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from mercer.estimators._conditioning import condition
 from mercer.estimators._diagnose import diagnose
 from mercer.estimators._evidence import LogEvidence
 from mercer.estimators._params import NestedKernelParams
+from mercer.estimators._partial import PartialFit
 from mercer.estimators._prediction import LatentPredictions
 from mercer.estimators._progress import Progress
 from mercer.estimators._report import Finding, FitReport, peak_memory_mb
@@ -54,6 +56,7 @@ from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.model import Model
 from mercer.policy import NumericalPolicy
 from mercer.resolve import resolve
+from mercer.sequential.options import Stream
 
 # attributes that scikit-learn's callbacks keep on the estimator while fit runs
 _CALLBACK_STATE = ("_skl_", "_callback", "_parent_callback")
@@ -62,7 +65,7 @@ _CALLER = 6  # frames from a warning to the line that called fit
 _MOST_DIGITS_LOST = 11.5
 
 
-class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupportMixin, BaseEstimator):
+class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, CallbackSupportMixin, BaseEstimator):
     """Base of the task estimators; not for direct use."""
 
     _parameter_constraints: ClassVar[dict] = {
@@ -74,6 +77,7 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         "optimizer": [StrOptions({"lbfgs"}), None],
         "n_restarts": [Interval(Integral, 0, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "stream": [Stream, None],
         "standardize": ["boolean"],
         "dtype": [StrOptions({"float64", "float32"})],
         "device": "no_validation",
@@ -130,24 +134,45 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
 
         ``encode`` makes numbers of (y, X, weight); ``side`` holds values per row, None where there are none.
         """
+        with self._all_or_nothing():
+            rows, device = self._checked_rows(X, y, encode, sample_weight, side, reset=True)
+            self._infer(rows, device, X, y)
+        return self
+
+    def _checked_rows(
+        self,
+        X: Any,
+        y: Any,
+        encode: Callable[[Any, Any, np.ndarray], np.ndarray],
+        sample_weight: Any,
+        side: dict[str, Any],
+        reset: bool,
+    ) -> tuple[Rows, torch.device]:
+        """Return validated rows in canonical order, and where to compute; ``reset`` forgets earlier columns."""
+        self._validate_params()
+        X_checked = check_inputs(self, X, reset=reset)
+        check_mean(self.mean)
+        weight = check_weight(sample_weight, X_checked)
+        targets = encode(y, X_checked, weight)
+        known = {k: check_row_vector(k, v, X_checked, positive=True) for k, v in side.items() if v is not None}
+        rows = canonical_rows(to_numpy(X_checked).astype(np.float64), targets, weight, known)
+        self._rows_at_hand = rows
+        return rows, resolve_device(self.device, X_checked)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Leave the estimator as it was where anything fails, and say so in the user's words."""
         before = {k: v for k, v in self.__dict__.items() if not k.startswith(_CALLBACK_STATE)}
         try:
-            self._validate_params()
-            X_checked = check_inputs(self, X, reset=True)
-            check_mean(self.mean)
-            weight = check_weight(sample_weight, X_checked)
-            targets = encode(y, X_checked, weight)
-            known = {k: check_row_vector(k, v, X_checked, positive=True) for k, v in side.items() if v is not None}
-            rows = canonical_rows(to_numpy(X_checked).astype(np.float64), targets, weight, known)
-            self._infer(rows, resolve_device(self.device, X_checked), X, y)
+            yield
         except KeyboardInterrupt:
             if self.__dict__.get("fit_report_") is before.get("fit_report_"):
                 self._restore(before)  # nothing worth keeping yet
             raise
         except NotPositiveDefiniteError as failure:
+            cause = self._rows_at_hand.in_original_order(str(failure), failure.rows)
             self._restore(before)
-            name, cause = type(self).__name__, rows.in_original_order(str(failure), failure.rows)
-            raise ValueError(f"{name} could not factor the covariance matrix. {cause}") from failure
+            raise ValueError(f"{type(self).__name__} could not factor the covariance matrix. {cause}") from failure
         except FloatingPointError as failure:
             self._restore(before)
             raise ValueError(
@@ -157,15 +182,21 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         except BaseException:
             self._restore(before)
             raise
-        return self
+        finally:
+            self.__dict__.pop("_rows_at_hand", None)
 
     def _restore(self, before: dict[str, Any]) -> None:
         for key in [k for k in self.__dict__ if not k.startswith(_CALLBACK_STATE)]:
             del self.__dict__[key]
         self.__dict__.update(before)
 
-    def _infer(self, rows: Rows, device: torch.device, X: Any, y: Any) -> None:
-        """Resolve the model, learn hyperparameters and condition; sets all fitted attributes at the end."""
+    def _infer(
+        self, rows: Rows, device: torch.device, X: Any, y: Any, family: Any = None, resume: bool = False
+    ) -> None:
+        """Resolve the model, learn hyperparameters and condition; sets all fitted attributes at the end.
+
+        ``family`` takes the place of the estimator's own; ``resume`` starts from the hyperparameters of the last fit.
+        """
         began = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -177,8 +208,9 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         start_mean = likelihood.initialise(data.y, data.weight, **data.side)
         prior, notes = self._make_prior(rows, units, policy, start_mean)
         likelihood.to(device)
-        model, reasons = resolve(prior, likelihood, self.family, self.engine, data.n_rows, policy, data.X.shape[1])
-        start = self._warm_start(model, units)
+        family = self.family if family is None else family
+        model, reasons = resolve(prior, likelihood, family, self.engine, data.n_rows, policy, data.X.shape[1])
+        start = self._warm_start(model, units, resume)
         if units.output_scale != 1.0:
             notes += [f"The prior {name} applies to the value in standardised units." for name in likelihood.log_priors]
         if rows.n_merged:
@@ -193,12 +225,14 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
             return condition(copy.deepcopy(model), rows, units, theta, None)[0]
 
         progress = Progress(self, context, X, y, snapshot)
-        learned = self._learn(model, data, generator, start, progress, notes)
+        frozen = resume and start is not None and self._stream_options().hyperparameters == "frozen"
+        learned = self._learn(model, data, generator, start, progress, notes, frozen)
         if policy.dtype != torch.float64:
             notes.append(f"hyperparameters were learned in {self.dtype}; the posterior is in float64")
-        plan = learned.plan if policy.dtype == torch.float64 else None
+        plan = learned.plan if policy.dtype == torch.float64 or hasattr(learned.plan, "over") else None
         fitted, inference = condition(model, rows, units, learned.theta, learned.sites, plan)
         converged = bool(learned.converged and inference.converged)
+        self.__dict__.pop("stream_", None)
         self.__dict__.update(fitted, n_iter_=max(1, learned.n_iter), converged_=converged)
         jacobian = units.log_jacobian(rows)
         confession = self.posterior_.confess()
@@ -252,9 +286,9 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         kernel = kernel.to(dtype=policy.dtype, device=policy.device)
         return Prior(kernel, None if mean is None else mean.to(dtype=policy.dtype, device=policy.device)), list(notes)
 
-    def _warm_start(self, model: Model, units: Units) -> np.ndarray | None:
+    def _warm_start(self, model: Model, units: Units, resume: bool) -> np.ndarray | None:
         """Return θ of the previous fit in the new model units, if there is one of the same shape."""
-        if not (self.warm_start and hasattr(self, "kernel_")):
+        if not ((self.warm_start or resume) and hasattr(self, "kernel_")):
             return None
         names = ThetaVector(model).names
         if self._theta_names != names:
@@ -269,13 +303,14 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         start: np.ndarray | None,
         progress: Progress,
         notes: list[str],
+        frozen: bool,
     ) -> Learned:
         """Learn θ, or keep it where there is nothing to learn."""
         vector = ThetaVector(model)
         if start is not None:
             vector.write(start)
         flat = self._standardize_y and not _varies(data.y)
-        if self.optimizer is None or len(vector) == 0 or flat:
+        if self.optimizer is None or frozen or len(vector) == 0 or flat:
             if flat and self.optimizer is not None:
                 notes.append("y is constant: hyperparameters say nothing and were left at their starting values")
             return Learned(vector.read(), float("nan"), message="hyperparameters kept as given")
@@ -324,13 +359,46 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, CallbackSupport
         with torch.no_grad():
             X = make_data(self._rows, self._units, self._model.policy).X
             prior = prior_variance(self._model.prior.kernel, X)
-            ratio = float((self.posterior_.sites.precision * prior).max())
+            ratio = float((self.posterior_.sites.precision * prior).amax()) if len(X) else 1.0
         return float(np.log10(max(ratio, 1.0)))
 
     def diagnose(self) -> list[Finding]:
         """Return what looks wrong with the data or the fit; an empty list is good news."""
         check_is_fitted(self, "posterior_")
         return diagnose(self)
+
+    def to_botorch(self, input_transform: Any = None, outcome_transform: Any = None) -> Any:
+        """Return the fitted model in BoTorch's terms, for acquisition functions; see `mercer.interop.botorch`.
+
+        Parameters
+        ----------
+        input_transform, outcome_transform : BoTorch transforms, optional
+            Those that X and y went through before ``fit``, so that the model takes and gives what came before them.
+
+        Returns
+        -------
+        MercerModel
+            A copy: it neither follows nor changes the estimator. Its posterior is that of the latent function.
+
+        Raises
+        ------
+        ImportError
+            BoTorch is not installed: ``pip install 'mercer[bo]'``.
+        """
+        check_is_fitted(self, "posterior_")
+        try:
+            from mercer.interop.botorch import MercerModel  # optional, and it takes seconds to import
+        except ImportError as failure:
+            raise ImportError("to_botorch needs BoTorch: pip install 'mercer[bo]'.") from failure
+        from mercer.interop.fitted import Affine, Fitted
+
+        units, n_latents = self._units, self._model.likelihood.n_latents
+        inputs = Affine(torch.as_tensor(units.x_center), torch.as_tensor(units.x_scale))
+        outputs = Affine(*(torch.as_tensor(np.atleast_1d(each)) for each in (units.y_center, units.y_scale)))
+        outputs = outputs if n_latents == 1 else Affine.identity(n_latents)
+        data = make_data(self._rows, units, self._model.policy)
+        fitted = Fitted(self._model, self.posterior_, data, inputs, outputs)
+        return MercerModel.of(fitted, input_transform, outcome_transform)
 
     def save(self, path: Any) -> None:
         """Write the fitted estimator to one file that `mercer.load` reads without executing code.

@@ -66,6 +66,8 @@ def condition(
     data = make_data(rows, units, model.policy)
     if plan is None:
         plan = model.family.plan(model.prior, data.X, model.policy)
+    elif hasattr(plan, "over"):  # which may have been made in less than float64
+        plan = plan.over(data.X, model.policy)
     inference = run(model, plan, data, sites)
     if not inference.converged:  # rounding may stand in the way of the last digits
         inference = run(replace(model, policy=loose), plan, data, inference.state.sites)
@@ -73,11 +75,32 @@ def condition(
         value = float(model.engine.objective(model, plan, inference.state, data))
     if not np.isfinite(value):
         raise ValueError(f"The log evidence is {value}: y or X is out of range. Rescale it, or set standardize=True.")
-    kernel_ = copy.deepcopy(kernel)
+    posterior = inference.state.posterior.release()
+    attributes, notes = fitted_attributes(model, rows, units, theta, posterior, value + units.log_jacobian(rows))
+    return attributes, replace(inference, notes=(*inference.notes, *notes))
+
+
+def fitted_attributes(
+    model: Model, rows: Rows, units: Units, theta: np.ndarray, posterior: Any, value: float
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what predictions need, by the names that the estimator gives them, and what is to be reported.
+
+    Parameters
+    ----------
+    model : Model
+        At θ, in float64.
+    rows, units
+        The rows that the posterior knows.
+    theta : (k,)
+        In model units.
+    posterior : Posterior
+    value : float
+        The log evidence, in nats, for y in the user's units.
+    """
+    kernel_ = copy.deepcopy(model.prior.kernel)
     unconverted = rescale(kernel_, torch.as_tensor(units.x_scale), units.output_scale)
-    if unconverted:
-        note = f"parameters of {', '.join(unconverted)} are reported in standardised units"
-        inference = replace(inference, notes=(*inference.notes, note))
+    notes = [f"parameters of {', '.join(unconverted)} are reported in standardised units"] if unconverted else []
+    vector = ThetaVector(model)
     attributes = {
         "_rows": rows,
         "_units": units,
@@ -85,9 +108,9 @@ def condition(
         "_theta": theta,
         "_theta_names": vector.names,
         "_theta_bounds": vector.bounds,
-        "posterior_": inference.state.posterior.release(),
+        "posterior_": posterior,
         "kernel_": kernel_,
         "likelihood_": model.likelihood,
-        "log_marginal_likelihood_value_": value + units.log_jacobian(rows),
+        "log_marginal_likelihood_value_": value,
     }
-    return attributes, inference
+    return attributes, notes

@@ -100,7 +100,7 @@ class LogEvidence:
             )
         model = copy.deepcopy(self._model)
         data = make_data(self._rows, self._units, model.policy)
-        plan = model.family.plan(model.prior, data.X, model.policy)
+        plan = self.posterior_.plan
         evidence = Evidence(model, plan, data, with_priors=False)
         evidence.sites = self.posterior_.sites
         try:

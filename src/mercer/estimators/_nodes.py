@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import mercer.inference
 import mercer.kernels
 import mercer.likelihoods
-from mercer._typing import Sites
+from mercer._typing import Data, Sites
 from mercer.estimators._base import _CALLBACK_STATE
 from mercer.estimators._report import FitReport
 from mercer.estimators._rows import Rows, Units
@@ -35,9 +35,14 @@ from mercer.families.dklgp import DoubleKL, FreeParameters, FreePlan, FreePoster
 from mercer.families.exact import Exact, ExactPlan, ExactPosterior
 from mercer.families.hybrid_plan import HybridPlan, Points, Residual
 from mercer.families.hybrid_posterior import HybridPosterior, Known
+from mercer.families.inducing import Inducing
+from mercer.families.inducing_plan import InducingPlan
+from mercer.families.inducing_posterior import InducingPosterior, WhitenedState
 from mercer.families.inducing_vecchia import InducingVecchia
 from mercer.families.sic import SicPosterior, SparseInverseCholesky
 from mercer.families.sic_plan import Nugget, SicPlan
+from mercer.families.tied import GaussianStatistics, TiedSites
+from mercer.inference.streaming import ConjugateStream
 from mercer.likelihoods.adapt import Adapted
 from mercer.likelihoods.base import Likelihood
 from mercer.linalg.conditioning import SiteFactor
@@ -45,6 +50,9 @@ from mercer.linalg.sic import Pattern
 from mercer.linalg.sic_posterior import PosteriorPrecision
 from mercer.model import Model
 from mercer.policy import NumericalPolicy
+from mercer.sequential import memory as memories
+from mercer.sequential.options import Stream
+from mercer.sequential.stream import Memory, StreamState
 
 ESTIMATORS: tuple[type, ...] = (GPRegressor, GPClassifier, GPCountRegressor)
 _TAG = "$"
@@ -67,12 +75,17 @@ _PRIORS: dict[type, tuple[str, ...]] = {
     priors.UniformPrior: ("low", "high"),
 }
 _CLASSES: dict[str, type] = {
-    **_named("mercer", (*ESTIMATORS, FitReport, Rows, Units, Sites, Prior, Model, NumericalPolicy, SiteFactor)),
+    **_named("mercer", (*ESTIMATORS, FitReport, Rows, Units, Data, Sites, Prior, Model, NumericalPolicy, SiteFactor)),
     **_named("mercer.families", (Exact, ExactPlan, ExactPosterior)),
     **_named("mercer.families", (SparseInverseCholesky, SicPlan, SicPosterior, Nugget)),
+    **_named("mercer.families", (Inducing, InducingPlan, InducingPosterior, WhitenedState)),
+    **_named("mercer.families", (TiedSites, GaussianStatistics)),
     **_named("mercer.families", (InducingVecchia, HybridPlan, HybridPosterior, Known, Residual, Points)),
     **_named("mercer.families", (DoubleKL, FreePlan, FreePosterior, FreeParameters)),
     **_named("mercer.linalg", (Pattern, PosteriorPrecision)),
+    **_named("mercer.inference", (ConjugateStream,)),
+    **_named("mercer.sequential", (Stream, StreamState, Memory, memories.LeverageSample, memories.LeverageTop)),
+    **_named("mercer.sequential", (memories.Uniform, memories.ClassBalanced)),
     **_named("mercer.inference", vars(mercer.inference).values()),
     **_named("mercer.likelihoods", (Adapted, *vars(mercer.likelihoods).values()), Likelihood),
     **_named("mercer.kernels", vars(mercer.kernels).values(), gpytorch.kernels.Kernel),

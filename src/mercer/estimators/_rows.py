@@ -64,6 +64,10 @@ class Rows:
     n_dropped: int
     n_merged: int
 
+    def raw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Return what `canonical_rows` takes."""
+        return self.X, self.y, self.weight, self.side
+
     def in_original_order(self, message: str, pair: tuple[int, ...]) -> str:
         """Return a message about two canonical rows with the numbers that these rows had in ``fit``."""
         if len(pair) != 2:
@@ -116,6 +120,20 @@ def canonical_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray, side: dict[
         n_dropped=int((~kept).sum()),
         n_merged=int(kept.sum() - len(first)),
     )
+
+
+def rows_of(rows: Rows, index: np.ndarray, weight: np.ndarray | None) -> Rows:
+    """Return the rows ``index``, in that order, with other weights if given."""
+    side = {name: value[index] for name, value in rows.side.items()}
+    own = rows.weight[index] if weight is None else weight
+    return Rows(rows.X[index], rows.y[index], own, side, np.arange(len(index)), 0, 0)
+
+
+def joined_rows(first: Rows, second: Rows) -> Rows:
+    """Return the rows of both, one after the other; equal ones are not merged."""
+    side = {name: np.concatenate([first.side[name], second.side[name]]) for name in first.side}
+    X, y, weight = (np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("X", "y", "weight"))
+    return Rows(X, y, weight, side, np.arange(len(X)), 0, 0)
 
 
 @dataclass(frozen=True)
@@ -195,3 +213,17 @@ def make_data(rows: Rows, units: Units, policy: NumericalPolicy) -> Data:
         scale = tensor(np.atleast_1d(units.y_scale)).unsqueeze(-1)
         side["noise_variance"] = (side["noise_variance"] / scale.square()).reshape(y.shape)
     return Data(X, y, tensor(rows.weight), side)
+
+
+def user_rows(data: Data, units: Units) -> Rows:
+    """Return rows of tensors in model units as rows in the user's; rounded."""
+
+    def array(value: Tensor) -> np.ndarray:
+        return value.detach().double().cpu().numpy()
+
+    side = {name: array(value) for name, value in data.side.items()}
+    if "noise_variance" in side:
+        side["noise_variance"] = (side["noise_variance"].reshape(-1, data.n_rows)[0]) * np.ravel(units.y_scale)[0] ** 2
+    y = array(data.y).T * units.y_scale + units.y_center
+    X = array(data.X) * units.x_scale + units.x_center
+    return Rows(X, y, array(data.weight), side, np.arange(data.n_rows), 0, 0)

@@ -20,6 +20,7 @@ from mercer.estimators._rows import Container, Rows, Units
 from mercer.estimators._validation import check_length, check_weight, to_numpy
 from mercer.likelihoods.base import Likelihood
 from mercer.likelihoods.categorical import Bernoulli
+from mercer.sequential.options import Stream
 
 _BINARY = ("probit", "logit", "bernoulli")
 _ONE_LATENT = ("laplace", "power_ep")  # engines that serve two classes or ordered ones, but not the softmax
@@ -42,6 +43,8 @@ class GPClassifier(ClassifierMixin, BaseGP):
     family : str or Family, default="auto"
     engine : str or Engine, default="auto"
         ``"dual"`` (variational, any number of classes), ``"laplace"`` or ``"power_ep"`` (one latent function).
+    stream : Stream, default=None
+        How ``partial_fit`` lives on a stream; None is ``Stream()``.
     optimizer : {"lbfgs", None}, default="lbfgs"
     n_restarts : int, default=0
     max_iter : int, default=100
@@ -89,6 +92,7 @@ class GPClassifier(ClassifierMixin, BaseGP):
         mean: Any = None,
         family: Any = "auto",
         engine: Any = "auto",
+        stream: Stream | None = None,
         optimizer: str | None = "lbfgs",
         n_restarts: int = 0,
         max_iter: int = 100,
@@ -104,6 +108,7 @@ class GPClassifier(ClassifierMixin, BaseGP):
         self.mean = mean
         self.family = family
         self.engine = engine
+        self.stream = stream
         self.optimizer = optimizer
         self.n_restarts = n_restarts
         self.max_iter = max_iter
@@ -186,6 +191,59 @@ class GPClassifier(ClassifierMixin, BaseGP):
         index = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
         return index.astype(np.float64)
 
+    @with_callbacks
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> GPClassifier:
+        """Learn from a batch, beside all rows seen before; see `GPRegressor.partial_fit`.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`; a batch may lack classes.
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever come. Needed by the first call unless its y holds them all.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            As in `fit`, or a label that was not announced. The estimator is left as it was.
+        """
+        known = getattr(self, "classes_", None)
+        if classes is not None:
+            announced = np.unique(classes)
+            if known is not None and not np.array_equal(known, announced):
+                raise ValueError(
+                    f"classes={announced.tolist()} differ from those of the first call, {known.tolist()}; a Gaussian "
+                    "process that has begun cannot add classes."
+                )
+            if len(announced) < 2:
+                raise ValueError(f"classes must hold at least 2 labels, got {announced.tolist()}.")
+
+        def encode(y: Any, X: Any, weight: np.ndarray) -> np.ndarray:
+            if known is None and classes is None:
+                return self._encode(y, X, weight)
+            self.classes_ = announced if known is None else known
+            return self._encode_known(y, X, weight)
+
+        return self._partial_fit(X, y, encode, sample_weight, {})
+
+    def _encode_known(self, y: Any, X: Any, weight: Any) -> np.ndarray:
+        """Return y as indices of ``classes_``."""
+        labels = self._labels(X, y)
+        unknown = labels[~np.isin(labels, self.classes_)].tolist()
+        if unknown:
+            raise ValueError(
+                f"y holds the label {unknown[0]!r}, which is not among classes_ {self.classes_.tolist()}; announce all "
+                "labels with classes= in the first partial_fit."
+            )
+        return np.searchsorted(self.classes_, labels).astype(np.float64)
+
+    def _targets_of(self, rows: Rows) -> np.ndarray:
+        return self.classes_[rows.y.astype(int)]
+
     def _labels(self, X: Any, y: Any) -> np.ndarray:
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
@@ -243,11 +301,7 @@ class GPClassifier(ClassifierMixin, BaseGP):
             y holds a label that was not in ``fit``.
         """
         X, container = self._prepare_X(X)
-        labels = self._labels(X, y)
-        unknown = labels[~np.isin(labels, self.classes_)].tolist()
-        if unknown:
-            raise ValueError(f"y holds the label {unknown[0]!r}, which is not among classes_ {self.classes_.tolist()}.")
-        index = torch.as_tensor(np.searchsorted(self.classes_, labels))
+        index = torch.as_tensor(self._encode_known(y, X, None).astype(np.int64))
         proba = self._proba(X)
         return container.wrap(proba.gather(-1, index.to(proba.device).unsqueeze(-1)).squeeze(-1).log())
 

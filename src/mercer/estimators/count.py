@@ -19,6 +19,7 @@ from mercer.estimators._rows import Container, Rows, Units
 from mercer.estimators._validation import check_row_vector, check_targets, check_weight, to_numpy
 from mercer.likelihoods.base import Likelihood
 from mercer.likelihoods.count import MAX_EXPONENT
+from mercer.sequential.options import Stream
 
 _HIGHEST_RATE = np.exp(MAX_EXPONENT - 1)
 
@@ -39,6 +40,8 @@ class GPCountRegressor(RegressorMixin, BaseGP):
     family : str or Family, default="auto"
     engine : str or Engine, default="auto"
         ``"dual"``, ``"laplace"`` or ``"power_ep"``.
+    stream : Stream, default=None
+        How ``partial_fit`` lives on a stream; None is ``Stream()``.
     optimizer : {"lbfgs", None}, default="lbfgs"
     n_restarts : int, default=0
     max_iter : int, default=100
@@ -83,6 +86,7 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         mean: Any = None,
         family: Any = "auto",
         engine: Any = "auto",
+        stream: Stream | None = None,
         optimizer: str | None = "lbfgs",
         n_restarts: int = 0,
         max_iter: int = 100,
@@ -98,6 +102,7 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         self.mean = mean
         self.family = family
         self.engine = engine
+        self.stream = stream
         self.optimizer = optimizer
         self.n_restarts = n_restarts
         self.max_iter = max_iter
@@ -174,6 +179,23 @@ class GPCountRegressor(RegressorMixin, BaseGP):
         if (counts < 0).any():
             raise ValueError(f"y must hold counts, and {np.nanmin(counts):g} is negative. Use GPRegressor instead.")
         return counts
+
+    _encode_known = _counts
+
+    @with_callbacks
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, *, exposure: Any = None) -> GPCountRegressor:
+        """Learn from a batch, beside all rows seen before; see `GPRegressor.partial_fit`.
+
+        Parameters
+        ----------
+        X, y, sample_weight, exposure
+            As in `fit`.
+
+        Returns
+        -------
+        self
+        """
+        return self._partial_fit(X, y, self._counts, sample_weight, {"exposure": exposure})
 
     # ------------------------------------------------------------------ reading off the posterior
 

@@ -19,6 +19,7 @@ from mercer.likelihoods import get_likelihood
 from mercer.likelihoods.base import Likelihood
 from mercer.likelihoods.gaussian import Gaussian
 from mercer.policy import NumericalPolicy
+from mercer.sequential.options import Stream
 
 # powers of the unit of y in the learnable parameters of a likelihood
 _LIKELIHOOD_UNITS = {"likelihood.noise_variance": 2, "likelihood.scale": 1}
@@ -47,6 +48,8 @@ class GPRegressor(RegressorMixin, BaseGP):
         many rows, and ``"inducing_vecchia"`` the same beside inducing points, for many directions.
     engine : str or Engine, default="auto"
         ``"conjugate"`` (Gaussian noise), ``"dual"``, ``"laplace"`` or ``"power_ep"``.
+    stream : Stream, default=None
+        How ``partial_fit`` lives on a stream; None is ``Stream()``.
     optimizer : {"lbfgs", None}, default="lbfgs"
         None keeps the hyperparameters as given.
     n_restarts : int, default=0
@@ -121,6 +124,7 @@ class GPRegressor(RegressorMixin, BaseGP):
         mean: Any = None,
         family: Any = "auto",
         engine: Any = "auto",
+        stream: Stream | None = None,
         optimizer: str | None = "lbfgs",
         n_restarts: int = 0,
         max_iter: int = 100,
@@ -136,6 +140,7 @@ class GPRegressor(RegressorMixin, BaseGP):
         self.mean = mean
         self.family = family
         self.engine = engine
+        self.stream = stream
         self.optimizer = optimizer
         self.n_restarts = n_restarts
         self.max_iter = max_iter
@@ -195,6 +200,36 @@ class GPRegressor(RegressorMixin, BaseGP):
 
     def _targets(self, y: Any, X: Any, weight: Any) -> np.ndarray:
         return check_targets(self, y, X)
+
+    _encode_known = _targets
+
+    @with_callbacks
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, *, noise_variance: Any = None) -> GPRegressor:
+        """Learn from a batch, beside all rows seen before.
+
+        Up to ``stream.dense_rows`` rows are all kept and the posterior is exact. Afterwards the process lives on a
+        stream: inducing points carry what is known, a memory of fixed size keeps some rows as they are, and memory and
+        time do not depend on how many rows there were. Families other than "auto" and "inducing" keep all rows.
+
+        Parameters
+        ----------
+        X, y, sample_weight, noise_variance
+            As in `fit`. The units of X and y are those of the first rows.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            As in `fit`. The estimator is left as it was.
+
+        References
+        ----------
+        Chang, Verma, John, Solin and Khan (2023), "Memory-based dual Gaussian processes for sequential learning".
+        """
+        return self._partial_fit(X, y, self._targets, sample_weight, {"noise_variance": noise_variance})
 
     @property
     def noise_variance_(self) -> Any:

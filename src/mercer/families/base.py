@@ -24,8 +24,8 @@ class Prior:
     mean: Any = None
 
     def mean_at(self, X: Tensor) -> Tensor:
-        """Return μ(X), shape (n,)."""
-        return X.new_zeros(X.shape[-2]) if self.mean is None else self.mean(X)
+        """Return μ(X), shape (*t, n), for X (*t, n, d)."""
+        return X.new_zeros(X.shape[:-1]) if self.mean is None else self.mean(X)
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,39 @@ class Marginals:
 
 
 @runtime_checkable
-class Posterior(Protocol):
-    """A Gaussian process conditioned on sites. ``mean``s include the prior mean μ; units are those of f.
+class Process(Protocol):
+    """A Gaussian process that can be evaluated. ``mean``s include the prior mean μ; units are those of f.
 
-    ``row_elements`` is how large the temporaries are that one new row takes, for callers that split rows themselves.
+    What it returns is differentiable in X. ``row_elements`` is how large the temporaries are that one new row takes,
+    for callers that split rows themselves.
     """
 
     row_elements: int
 
     def mean(self, X: Tensor) -> Tensor:
-        """Return the posterior mean only, (*b, n); chunked, O(n) memory."""
+        """Return the posterior mean only, (*b, n), for X (n, d); chunked, O(n) memory."""
 
     def marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance, each (*b, n); chunked."""
+        """Return mean and variance, each (*b, n), for X (n, d); chunked."""
 
     def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean (*b, n) and covariance (*b, n, n)."""
+        """Return mean (*b, *t, q) and covariance (*b, *t, q, q) for X (*t, q, d).
+
+        Each t is a set of q rows by itself: what is returned for it is what it would give alone. With approximations
+        that give each row some of the rows before it, the first rows' moments do not depend on those that follow.
+        """
 
     def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Return draws (n_samples, *b, n) of the latent process."""
+        """Return draws (n_samples, *b, n) of the latent process at X (n, d)."""
+
+
+@runtime_checkable
+class Posterior(Process, Protocol):
+    """A process that is a prior conditioned on sites at training rows, and knows both.
+
+    Conditioning it on sites at further rows gives a process again (`mercer.families.conditioned`). Where
+    Cov(f(X), f(x)) is linear in the kernel it may say so by ``covariance_weights``, which makes that cheap.
+    """
 
     def at_data(self) -> tuple[Tensor, Tensor]:
         """Return mean and variance at the training rows, each (*b, n)."""
@@ -81,7 +95,8 @@ class Family(Protocol):
 
     ``sums_over_columns`` says that the evidence of noisy Gaussian data is a sum that random terms estimate; the family
     then has ``plan_some(prior, X, policy, rows)``, which plans for the terms of these rows alone. ``stage_growth`` is
-    how many times more rows each stage of learning looks at: the less the cost grows with rows, the more.
+    how many times more rows each stage of learning looks at: the less the cost grows with rows, the more; none looks
+    at fewer than ``stage_rows``.
     ``dense`` says that its work is LAPACK's on n × n matrices, which decides who gets the threads. ``evidence_of`` ends
     the sentence "the evidence is that …" where it is not the prior's own.
     """
@@ -89,6 +104,7 @@ class Family(Protocol):
     name: ClassVar[str]
     sums_over_columns: bool
     stage_growth: int
+    stage_rows: int
     evidence_of: str
     dense: bool
 

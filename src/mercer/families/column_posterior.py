@@ -13,6 +13,7 @@ from torch import Tensor
 from mercer._typing import Sites
 from mercer.families.base import Confession, Prior
 from mercer.families.nearness import Nearness
+from mercer.families.sets import joint_of_sets
 from mercer.families.sic_plan import SicPlan
 from mercer.families.vecchia import Appended
 from mercer.linalg.cholesky import NotPositiveDefiniteError
@@ -83,6 +84,10 @@ class ColumnPosterior(ABC):
 
     @abstractmethod
     def _marginals(self, X: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean (*b, *t, q) and covariance (..., *t, q, q), which latents may share, for X (*t, q, d)."""
 
     @property
     @abstractmethod
@@ -245,27 +250,27 @@ class ColumnPosterior(ABC):
         parts = [self._marginals(chunk) for chunk in self._chunks(X)]
         return torch.cat([m for m, _ in parts], -1), torch.cat([v for _, v in parts], -1)
 
-    @staticmethod
-    def _white_noise_of_new(new: Appended) -> Tensor:
-        """Return U_**⁻ᵀ, (*b, q, q): the new rows' shares in white noise."""
-        q, batch = new.factor.shape[-2], new.factor.dim() - 2
-        eye = torch.eye(q, dtype=new.factor.dtype, device=new.factor.device)
-        # each column is one right-hand side
-        return new.spread(eye.reshape(q, *[1] * batch, q)).movedim(0, -1)
+    def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean (*b, *t, q) and covariance (*b, *t, q, q) of f at X (*t, q, d), sets of rows each by itself.
+
+        O(q n m) operations and O(q n) memory for a set if latent, and M for m more with M inducing points.
+        """
+        return joint_of_sets(self._joint, X, self.row_elements + 2 * len(self.plan.X), self.plan.policy)
 
     def _shares(self, new: Appended, root: Tensor) -> Tensor:
-        """Return what each new row takes of the data, (*b, q, n), once it is traced back to those."""
+        """Return what each new row takes of the data, (*b, *t, q, n), once it is traced back to those."""
         near = new.near.clamp_min(0)
         kept = new.weights.masked_fill(new.near < 0, 0.0)
         pulls = kept.new_zeros(*kept.shape[:-1], len(self.plan.X))
-        return root @ pulls.scatter_add(-1, near.expand(kept.shape), kept)
+        pulls = pulls.scatter_add(-1, near.expand(kept.shape), kept)
+        return root @ pulls.reshape(*root.shape[:-1], -1)
 
     def _covariance_of_shares(self, shares: Tensor) -> Tensor:
-        """Return S (V Vᵀ)⁻¹ Sᵀ, (*b, q, q), for shares S (q, n)."""
-        q, n = shares.shape
-        factor = self.precision.factor
-        rhs = shares.reshape(q, *[1] * (factor.dim() - 2), n)
-        white = self.precision.whiten(rhs.expand(q, *factor.shape[:-1])).movedim(0, -2)
+        """Return S (V Vᵀ)⁻¹ Sᵀ, (*b, *t, q, q), for shares S (*t, q, n)."""
+        sides, factor = shares.shape[:-1], self.precision.factor
+        rhs = shares.reshape(sides.numel(), *[1] * (factor.dim() - 2), shares.shape[-1])
+        white = self.precision.whiten(rhs.expand(sides.numel(), *factor.shape[:-1]))
+        white = white.movedim(0, -2).unflatten(-2, sides)
         return white @ white.mT
 
     @staticmethod

@@ -16,6 +16,7 @@ from torch import Tensor
 from mercer._typing import Sites
 from mercer.families.base import Confession, Prior
 from mercer.families.nearness import Nearness
+from mercer.families.sets import joint_of_sets
 from mercer.families.sic_plan import SicPlan, plan_columns
 from mercer.families.vecchia import Appended, append, columns_of, prior_factor
 from mercer.geometry.ancestors import reduced_ancestors, reduced_ancestors_by
@@ -141,6 +142,7 @@ class DoubleKL:
     name: ClassVar[str] = "dklgp"
     sums_over_columns: ClassVar[bool] = False
     stage_growth: ClassVar[int] = 4
+    stage_rows: ClassVar[int] = 200
     dense: ClassVar[bool] = False
     evidence_of: ClassVar[str] = "under Vecchia's approximation"
 
@@ -405,10 +407,16 @@ class FreePosterior:
         return torch.cat(means), torch.cat(variances)
 
     def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean (q,) and covariance (q, q) of f at X, rows given the nearest training and earlier new rows."""
+        """Return mean (*t, q) and covariance (*t, q, q) of f at X (*t, q, d), sets of rows each by itself.
+
+        Rows are given the nearest training rows and rows of their set before them.
+        """
+        return joint_of_sets(self._joint, X, self.row_elements + 2 * self.plan.pattern.n, self.plan.policy)
+
+    def _joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
         new = self._append(X, joint=True)
-        root = new.spread(torch.eye(len(X), dtype=X.dtype, device=X.device)).mT
-        through = root @ self._white(new)
+        root = new.white_noise(X.shape[:-1])
+        through = root @ self._white(new).unflatten(-2, X.shape[:-1])
         return self._mean(new, X), root @ root.mT + through @ through.mT
 
     def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
@@ -427,7 +435,7 @@ class FreePosterior:
         return append(self.prior, columns, X, None, self.plan.n_neighbors_new, joint, columns.nugget.value)
 
     def _mean(self, new: Appended, X: Tensor) -> Tensor:
-        return new.spread(new.pull(self.parameters.mean)) + self.prior.mean_at(X)
+        return new.spread(new.pull(self.parameters.mean)).unflatten(-1, X.shape[:-1]) + self.prior.mean_at(X)
 
     def _white(self, new: Appended) -> Tensor:
         """Return V⁻¹ times what each new row takes of the data, (q, n)."""

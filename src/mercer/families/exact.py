@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mercer._typing import Sites
 from mercer.families.base import Confession, Prior
+from mercer.families.pathwise import KernelPaths
+from mercer.families.sets import covariance_of_sets, joint_of_sets
 from mercer.kernels.evaluate import diag, gram
 from mercer.kernels.paths import prior_paths
 from mercer.kernels.spectral import has_spectral
@@ -43,6 +45,7 @@ class Exact:
     name: ClassVar[str] = "exact"
     sums_over_columns: ClassVar[bool] = False
     stage_growth: ClassVar[int] = 2
+    stage_rows: ClassVar[int] = 200
     dense: ClassVar[bool] = True
     evidence_of: ClassVar[str] = ""
 
@@ -220,17 +223,42 @@ class ExactPosterior:
         return mean, variance.clamp_min(0.0).expand_as(mean)
 
     def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean (*b, n*) and covariance (*b, n*, n*) of f at X."""
-        mean, covariance = self._joint(X)
-        return mean, covariance.expand(*mean.shape, mean.shape[-1])
+        """Return mean (*b, *t, q) and covariance (*b, *t, q, q) of f at X (*t, q, d), sets of rows each by itself."""
+        return joint_of_sets(self._joint, X, self.row_elements, self.plan.policy)
 
     def _joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and covariance, the latter once for outputs that share it."""
-        Kfs = gram(self.prior.kernel, self.plan.X, X, policy=self.plan.policy)
-        mean = (self.factor.residual.unsqueeze(-2) @ Kfs).squeeze(-2) + self.prior.mean_at(X)
+        Kfs = self._cross(X)
+        mean = (self.factor.residual.unsqueeze(-2) @ Kfs).squeeze(-2).unflatten(-1, X.shape[:-1])
         T, D = self.factor.reduce(Kfs)
-        covariance = gram(self.prior.kernel, X, policy=self.plan.policy) - T.mT @ T
-        return mean, covariance if D is None else covariance + D.mT @ D
+        T = self._by_sets(T, X)
+        covariance = covariance_of_sets(self.prior.kernel, X, None, self.plan.policy) - T.mT @ T
+        if D is not None:
+            D = self._by_sets(D, X)
+            covariance = covariance + D.mT @ D
+        return mean + self.prior.mean_at(X), covariance
+
+    def _cross(self, X: Tensor) -> Tensor:
+        """Return k(data, rows) for all rows of X (*t, q, d), one set after the other."""
+        return gram(self.prior.kernel, self.plan.X, X.reshape(-1, X.shape[-1]), policy=self.plan.policy)
+
+    @staticmethod
+    def _by_sets(columns: Tensor, X: Tensor) -> Tensor:
+        """Return (*b, k, rows) as (*b, *t, k, q)."""
+        return columns.unflatten(-1, X.shape[:-1]).movedim(columns.dim() - 2, -2)
+
+    def covariance_weights(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows R (r, d) and weights W with Cov(f(X), f(x)) = k(X, x) − Wᵀ k(R, x), set by set.
+
+        W is (*b, *t, r, q) for X (*t, q, d), with size one where latents share it.
+        """
+        Kfs, factor = self._cross(X), self.factor
+        T, D = factor.reduce(Kfs)
+        weights = factor.root.unsqueeze(-1) * torch.linalg.solve_triangular(factor.chol.mT, T, upper=True)
+        if D is not None and factor.downdate is not None:
+            weights = weights - factor.downdate @ D
+        shared = self.sites.linear.dim() + 1 - weights.dim()
+        return self.plan.X, self._by_sets(weights.reshape(*[1] * shared, *weights.shape), X)
 
     # ---- samples
 
@@ -239,32 +267,35 @@ class ExactPosterior:
         """Whether samples are functions (consistent at any X) or joint draws at the given X only."""
         return has_spectral(self.prior.kernel) and self.factor.downdate is None
 
-    def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw the latent f at X: (n_samples, *b, n*).
+    def paths(self, n_samples: int, generator: torch.Generator) -> KernelPaths:
+        """Draw ``n_samples`` functions for each latent, of a kernel whose spectrum is known.
 
-        With a kernel whose spectrum is known the draws are paths: a prior function from random features plus the
-        exact update for the sites (Wilson et al., 2020, eq. 12), so equal generators give the same functions at
-        any X. Otherwise they are joint draws at X.
+        A prior function from random features plus the exact update for the sites (Wilson et al., 2020, eq. 12).
         """
-        if not self.pathwise:
-            mean, covariance = self._joint(X)
-            L = cholesky(covariance, self.plan.policy, "posterior covariance").value
-            noise = self._normal((n_samples, *mean.shape), X, generator)
-            return mean + (L @ noise.unsqueeze(-1)).squeeze(-1)
+        X = self.plan.X
         batch = torch.broadcast_shapes(self.sites.linear.shape[:-1], self.factor.root.shape[:-1])
         n_paths = n_samples * batch.numel()
-        paths = prior_paths(self.prior.kernel, n_paths, 2048, generator, d=X.shape[-1], dtype=X.dtype, device=X.device)
-        at_data = paths(self.plan.X).reshape(n_samples, *batch, -1)
+        where: dict[str, Any] = {"d": X.shape[-1], "dtype": X.dtype, "device": X.device}
+        functions = prior_paths(self.prior.kernel, n_paths, 2048, generator, **where)
+        at_data = functions(X).reshape(n_samples, *batch, -1)
         noise = self._normal(at_data.shape, X, generator)
         # prior draw's own residual s B⁻¹ (s g + η), η ~ N(0, I): the noise of site i has variance 1/λ2ᵢ
         root = self.factor.root
         weights = self.factor.residual - root * self.factor.solve(root * at_data + noise)
-        out = []
-        for chunk in self._chunks(X, n_samples):
-            Ksf = gram(self.prior.kernel, chunk, self.plan.X, policy=self.plan.policy)
-            update = weights @ Ksf.mT if Ksf.dim() == 2 else (Ksf @ weights.unsqueeze(-1)).squeeze(-1)
-            out.append(paths(chunk).reshape(n_samples, *batch, -1) + update + self.prior.mean_at(chunk))
-        return torch.cat(out, dim=-1)
+        return KernelPaths(self.prior, functions, X, weights, self.plan.policy)
+
+    def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Draw the latent f at X: (n_samples, *b, n*).
+
+        With a kernel whose spectrum is known the draws are `paths`, so equal generators give the same functions at
+        any X. Otherwise they are joint draws at X.
+        """
+        if self.pathwise:
+            return self.paths(n_samples, generator)(X)
+        mean, covariance = self._joint(X)
+        L = cholesky(covariance, self.plan.policy, "posterior covariance").value
+        noise = self._normal((n_samples, *mean.shape), X, generator)
+        return mean + (L @ noise.unsqueeze(-1)).squeeze(-1)
 
     @staticmethod
     def _normal(shape: torch.Size | tuple[int, ...], X: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from mercer.families.base import Prior
 from mercer.families.hybrid_plan import HybridPlan, Points, Residual
 from mercer.families.nearness import Nearness
-from mercer.families.vecchia import Appended
+from mercer.families.vecchia import Appended, rows_before
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.linalg.sic import Pattern, column_factors
 from mercer.policy import NumericalPolicy
@@ -173,12 +173,12 @@ def append(
     prior, plan, residual
     data : (n, d) Points
         The planned rows.
-    X_new : (q, d)
-        Both results are differentiable in it.
+    X_new : (*t, q, d)
+        Sets of rows, which know nothing of one another. Both results are differentiable in it.
     noise : (*b, n) or None
         Noise variance of the data in the plan's order; None if it is latent residuals that are given.
     n_neighbors : int
-        How many each new row is given: the most correlated of the data and, if ``joint``, of the new rows before it.
+        How many each new row is given: the most correlated of the data and, if ``joint``, of its set's rows before it.
     joint : bool
     nugget : float
         Of `residual_factor`, where latent residuals are given.
@@ -187,12 +187,12 @@ def append(
     Returns
     -------
     Appended
-    (q, M)
-        Φ at the new rows.
+    (rows, M)
+        Φ at the new rows, one set after the other.
     """
-    n, q = len(plan.X), len(X_new)
-    new = residual.points(X_new)
-    columns = _columns_of_new(plan, residual, nearness, data, new, n_neighbors, joint)
+    n, q = len(plan.X), X_new.shape[:-1].numel()
+    new = residual.points(X_new.reshape(q, -1))
+    columns = _columns_of_new(plan, residual, nearness, data, new, n_neighbors, X_new.shape[-2] if joint else 1)
     both = Points(torch.cat([data.X, new.X]), torch.cat([data.features, new.features]))
     size = plan.prior_variance(prior).detach()
     shared = nugget * size if noise is None else 0.0 * size
@@ -219,17 +219,18 @@ def append(
 
 @torch.no_grad()
 def _columns_of_new(
-    plan: HybridPlan, residual: Residual, nearness: Nearness, data: Points, new: Points, m: int, joint: bool
+    plan: HybridPlan, residual: Residual, nearness: Nearness, data: Points, new: Points, m: int, q: int
 ) -> Tensor:
-    """Return the nearest data and new rows before each new row, then itself, (q, w), ascending with −1 first."""
-    n, q = len(data.X), len(new.X)
+    """Return the nearest data and rows before each new row in its set of q, then itself, ascending with −1 first."""
+    n = len(data.X)
     near, squared = plan.nearest(residual, nearness, new, data, m)
-    if joint and q > 1:
-        earlier, between = residual.nearest(new, None, m)
+    own = torch.arange(len(new.X), device=near.device).unsqueeze(-1)
+    if q > 1:
+        candidates = None if len(new.X) == q else rows_before(own, q).cpu().numpy()
+        earlier, between = residual.nearest(new, None, m, candidates)
         near = torch.cat([near, torch.where(earlier < 0, -1, earlier + n)], -1)
         near = near.gather(-1, torch.cat([squared, between], -1).sort(dim=-1, stable=True).indices[:, :m])
-    own = n + torch.arange(q, device=near.device).unsqueeze(-1)
-    return torch.cat([near.sort(-1).values, own], -1)
+    return torch.cat([near.sort(-1).values, own + n], -1)
 
 
 class RowTable:

@@ -257,7 +257,8 @@ class HybridPosterior(ColumnPosterior):
 
     def _mean_of(self, new: Appended, features: Tensor, X: Tensor) -> Tensor:
         u, residuals = self._expected
-        return u @ features.mT + new.spread(new.pull(residuals)) + self.prior.mean_at(X)
+        mean = u @ features.mT + new.spread(new.pull(residuals))
+        return mean.unflatten(-1, X.shape[:-1]) + self.prior.mean_at(X)
 
     def _mean(self, X: Tensor) -> Tensor:
         new, features, _ = self._append(X, joint=False)
@@ -274,17 +275,18 @@ class HybridPosterior(ColumnPosterior):
         mean = self._mean_of(new, features, X)
         return mean, variance.expand_as(mean)
 
-    def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean (*b, q) and covariance (*b, q, q) of f at X; O(q n (m + M)) operations and O(q n) memory."""
+    def _joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
         new, features, known = self._append(X, joint=True)
-        root = self._white_noise_of_new(new)
+        sets = X.shape[:-1]
+        root = new.white_noise(sets)
         shares = self._shares(new, root)
-        low_rank = known.root(features - shares @ known.lift)
+        lifted = (shares.flatten(-len(sets) - 1, -2) @ known.lift).unflatten(-2, sets)
+        pull = features.unflatten(-2, sets) - lifted
+        low_rank = known.root(pull.flatten(-len(sets) - 1, -2)).unflatten(-2, sets)
         covariance = root @ root.mT + low_rank @ low_rank.mT
         if self.latent:
             covariance = covariance + self._covariance_of_shares(shares)
-        mean = self._mean_of(new, features, X)
-        return mean, covariance.expand(*mean.shape, len(X))
+        return self._mean_of(new, features, X), covariance
 
     def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         """Draw the latent f at X: (n_samples, *b, q), jointly at these rows.

@@ -54,6 +54,7 @@ class InducingVecchia:
     name: ClassVar[str] = "inducing_vecchia"
     sums_over_columns: ClassVar[bool] = False  # what the data say of the inducing points is no sum
     stage_growth: ClassVar[int] = 4
+    stage_rows: ClassVar[int] = 200
     dense: ClassVar[bool] = False
     evidence_of: ClassVar[str] = "under inducing points and Vecchia's approximation of the residual"
 

@@ -68,6 +68,7 @@ class SparseInverseCholesky:
     variational: str = "sites"
     name: ClassVar[str] = "sic"
     stage_growth: ClassVar[int] = 4
+    stage_rows: ClassVar[int] = 200
     dense: ClassVar[bool] = False
     evidence_of: ClassVar[str] = "under Vecchia's approximation"
 
@@ -211,15 +212,14 @@ class SicPosterior(ColumnPosterior):
             variance = variance + self.precision.quadratic_forms(new.near, new.weights / own.unsqueeze(-1))
         return mean, variance.expand_as(mean)
 
-    def joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean (*b, q) and covariance (*b, q, q) of f at X; O(q n m) operations and O(q n) memory if latent."""
+    def _joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
         new, values = self._append(X, joint=True)
-        mean = new.spread(new.pull(values)) + self.prior.mean_at(X)
-        root = self._white_noise_of_new(new)
+        mean = new.spread(new.pull(values)).unflatten(-1, X.shape[:-1]) + self.prior.mean_at(X)
+        root = new.white_noise(X.shape[:-1])
         covariance = root @ root.mT
         if self.latent:
             covariance = covariance + self._covariance_of_shares(self._shares(new, root))
-        return mean, covariance.expand(*mean.shape, len(X))
+        return mean, covariance
 
     def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         """Draw the latent f at X: (n_samples, *b, q), jointly at these rows.

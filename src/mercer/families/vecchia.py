@@ -122,6 +122,8 @@ def response_log_likelihood(prior: Prior, plan: SicPlan, y: Tensor, noise: Tenso
 class Appended:
     """New rows given data and, if among themselves, given new rows before them: f* = U_**⁻ᵀ (pull + white noise).
 
+    The q rows are those of all sets, one set after the other; between sets U_** is zero.
+
     Attributes
     ----------
     near : (q, m) int tensor
@@ -145,6 +147,14 @@ class Appended:
         """Return U_**⁻ᵀ x for x (*c, q)."""
         return solve(self.pattern, self.factor, x, True)
 
+    def white_noise(self, sets: torch.Size) -> Tensor:
+        """Return U_**⁻ᵀ of each set, (*b, *t, q, q) for ``sets`` (*t, q): the rows' shares in white noise."""
+        q, batch = sets[-1], self.factor.dim() - 2
+        eye = torch.eye(q, dtype=self.factor.dtype, device=self.factor.device)
+        # each column, in all sets at once, is one right-hand side
+        sides = eye.repeat(1, sets[:-1].numel()).reshape(q, *[1] * batch, sets.numel())
+        return self.spread(sides).movedim(0, -1).unflatten(-2, sets)
+
 
 def append(
     prior: Prior,
@@ -161,11 +171,12 @@ def append(
     Parameters
     ----------
     prior, plan
-    X_new : (q, d)
+    X_new : (*t, q, d)
+        Sets of rows, which know nothing of one another.
     noise : (*b, n) or None
         Noise variance of the data in the plan's order; None if it is the latent values that are given.
     n_neighbors : int
-        How many each new row is given: the nearest data and, if ``joint``, new rows before it.
+        How many each new row is given: the nearest data and, if ``joint``, new rows of its set before it.
     joint : bool
     nugget : float
         Of `prior_factor`, where latent values are given.
@@ -176,11 +187,11 @@ def append(
     -------
     Appended
     """
-    n, q = len(plan.X), len(X_new)
+    n, q = len(plan.X), X_new.shape[:-1].numel()
     nearness = nearness or Nearness(prior.kernel, plan.X, plan.policy)
     columns = _neighbours_of_new(nearness, plan, X_new, n_neighbors, joint)
     index = columns.clamp_min(0)
-    X = torch.cat([plan.X, X_new])
+    X = torch.cat([plan.X, X_new.reshape(q, -1)])
     # a new row may be one of the data
     apart = _APART * torch.finfo(X.dtype).eps ** 0.5 * plan.prior_variance(prior)
     if noise is None:
@@ -198,16 +209,25 @@ def append(
 
 def _neighbours_of_new(nearness: Nearness, plan: SicPlan, X_new: Tensor, m: int, joint: bool) -> Tensor:
     """Return the nearest data and new rows before each new row, then itself, (q, w), ascending with −1 first."""
-    n, q = len(plan.X), len(X_new)
-    near, squared = (torch.as_tensor(each, device=X_new.device) for each in nearness.nearest(plan.X, X_new, m))
-    own = n + torch.arange(q, device=X_new.device).unsqueeze(-1)
+    n, q, rows = len(plan.X), X_new.shape[-2], X_new.reshape(-1, X_new.shape[-1])
+    near, squared = (torch.as_tensor(each, device=X_new.device) for each in nearness.nearest(plan.X, rows, m))
+    own = torch.arange(len(rows), device=X_new.device).unsqueeze(-1)
     if joint and q > 1:
-        earlier = torch.as_tensor(nearness.nearest_earlier(X_new, min(m, q - 1)), device=X_new.device)
-        away = nearness.squared_of(X_new, earlier).to(squared)
+        if len(rows) == q:
+            earlier = torch.as_tensor(nearness.nearest_earlier(rows, min(m, q - 1)), device=X_new.device)
+        else:
+            earlier = rows_before(own, q)
+        away = nearness.squared_of(rows, earlier).to(squared)
         squared = torch.cat([squared, away.masked_fill(earlier < 0, torch.inf)], -1)
         near = torch.cat([near, torch.where(earlier < 0, -1, earlier + n)], -1)
         near = near.gather(-1, squared.sort(dim=-1, stable=True).indices[:, :m])
-    return torch.cat([near.sort(-1).values, own], -1)
+    return torch.cat([near.sort(-1).values, own + n], -1)
+
+
+def rows_before(rows: Tensor, q: int) -> Tensor:
+    """Return for each of ``rows`` (R, 1) those before it in its set of q: (R, q), −1 for none."""
+    of_set = rows - rows % q + torch.arange(q, device=rows.device)
+    return torch.where(of_set < rows, of_set, -1)
 
 
 def _prior_tiles(prior: Prior, plan: SicPlan, X: Tensor, nugget: float) -> Tensor:

@@ -1,4 +1,10 @@
-"""Where inducing points go: a few points that stand for all rows."""
+"""Where inducing points go: a few points that stand for all rows.
+
+There are two ways. ``choose_inducing`` looks at distances: points spread as the rows do, wherever that is, and a mean
+of rows is a point as good as a row. :func:`mercer.geometry.greedy.greedy_variance` looks at covariances: it takes
+rows, works for inputs that have no means, keeps points it is given and says what they leave unexplained, so that it
+can also say how many points are enough. The first is for a plan of all rows at once, the second for a stream.
+"""
 
 from __future__ import annotations
 

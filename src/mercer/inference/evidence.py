@@ -30,6 +30,7 @@ _MAX_INNER = 25
 _STEP_SCALES = (1e-2, 1.0)
 _CAUTION = 0.3  # how much of the step that L-BFGS-B's idea of the curvature suggests is taken first
 _DIFFERENCE = 1e-3
+_MANY = 200  # coordinates
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Learned:
 
     ``theta`` is the best point seen and ``value`` its objective (nats, priors included); ``trace`` holds the
     objective at each iteration on all rows; ``optima`` how far below the best each start of several ended (nats,
-    ≤ 0, on the rows of the first stage); ``steps`` (k, k) are directions and sizes
+    ≤ 0, on the rows of the first stage); ``steps`` are sizes (k,) or directions and sizes (k, k)
     of likely steps in θ: a root of the inverse Hessian. ``moved`` says that the search stopped for a new
     plan, and ``plan`` is the last one, None where it is stale at ``theta``.
     """
@@ -78,7 +79,7 @@ class Evidence:
             policy = replace(policy, tol=max(policy.tol, share))
         self.model = replace(model, policy=policy)
         self.plan, self.data, self.with_priors = plan, data, with_priors
-        self.vector = ThetaVector(model)
+        self.vector = ThetaVector(model, plan)
         self.sites: Sites | None = None
         self.failures: list[str] = []
         self.n_evaluations = 0
@@ -128,16 +129,20 @@ class Evidence:
     ) -> Learned:
         """Climb from ``start`` by L-BFGS-B, remembering the best point and why evaluations failed.
 
-        The search runs in z with θ = start + steps z, ``steps`` (k, k). It ends when an iteration gains less than
-        ``settled`` nats and the slope promises no more, or when ``moved`` says that the plan is of no use any more.
+        The search runs in z with θ = start + steps z, ``steps`` (k, k), or (k,) where directions are those of θ. It
+        ends when an iteration gains less than ``settled`` nats and the slope promises no more, or when ``moved`` says that
+        the plan is of no use any more.
         """
         best = Learned(np.array(start), -np.inf)
         if steps is None:  # the objective is a sum over replicates, and so is its curvature
-            steps = np.eye(len(start)) * max(1.0, float(self.data.weight.sum())) ** -0.5
+            steps = self.vector.scale * max(1.0, float(self.data.weight.sum())) ** -0.5
+        elif steps.ndim == 2 and np.array_equal(steps, np.diag(np.diag(steps))):
+            steps = np.diag(steps)
         low, high = self.vector.bounds.T
         start = np.clip(start, low, high)
         # bounds of θ are bounds of z where each direction is one entry of θ; else θ is stopped at them
-        aligned = np.array_equal(steps, np.diag(np.diag(steps)))
+        aligned = steps.ndim == 1
+        many = len(start) > _MANY  # a slope that is small in all of so many directions is not to be waited for
         first: dict[bytes, tuple[float, np.ndarray]] = {}
         stretch = 1.0
         if not aligned:
@@ -146,12 +151,11 @@ class Evidence:
             steps = self.inverse_root(np.linalg.inv(steps @ steps.T) + np.diag(np.abs(slope)), start)
             stretch = max(1.0, float(np.linalg.norm(steps.T @ slope)))
             steps = steps * stretch  # the first step of L-BFGS-B has length one in z, and should be Newton's
-        scale = np.diag(steps)
-        bounds = np.stack([low - start, high - start], axis=1) / scale[:, None] if aligned else None
-        latest = {"value": -np.inf, "slope": np.inf}
+        bounds = np.stack([low - start, high - start], axis=1) / steps[:, None] if aligned else None
+        latest: dict[str, Any] = {"value": -np.inf, "slope": np.inf, "z": np.zeros(len(start))}
 
         def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
-            theta = np.clip(start + steps @ z, low, high)
+            theta = np.clip(start + (steps * z if aligned else steps @ z), low, high)
             try:
                 value, grad = first.pop(theta.tobytes()) if theta.tobytes() in first else self(theta)
                 if not (np.isfinite(value) and np.isfinite(grad).all()):
@@ -165,19 +169,26 @@ class Evidence:
                 return -best.value + 1e3 * (1.0 + abs(best.value)), np.zeros_like(theta)
             if value > best.value:
                 best.theta, best.value, best.sites = theta.copy(), value, self.sites
-            slope = steps.T @ np.where(at_bounds(theta, self.vector.bounds) * grad > 0, 0.0, grad)
+            inside = np.where(at_bounds(theta, self.vector.bounds) * grad > 0, 0.0, grad)
+            slope = steps * inside if aligned else steps.T @ inside
             latest["value"], latest["slope"] = value, float(slope @ slope) / stretch**2
-            return -value, -(grad * scale if aligned else slope)
+            return -value, -(grad * steps if aligned else slope)
 
-        def iteration(_: np.ndarray) -> None:
+        def iteration(z: np.ndarray) -> None:
             best.n_iter += 1
+            if many:  # so far it moves in one iteration, wherever that leads
+                best.steps = steps * float(np.linalg.norm(z - latest["z"]))
+                latest["z"] = z.copy()
             gain = latest["value"] - (best.trace[-1] if best.trace else -np.inf)
             best.trace.append(latest["value"])
             if on_iteration is not None:
                 on_iteration(best.n_iter, latest["value"])
             # a Newton step would gain half the slope where the curvature was measured; where it was not, the last
             # gain has to agree, and the first steps are too cautious to say
-            if 0.5 * latest["slope"] < self.settled and (not aligned or (gain < self.settled and best.n_iter > 2)):
+            flat = 0.5 * latest["slope"] < self.settled or many
+            if many and best.n_iter > 2:  # one short iteration says little
+                gain = (best.trace[-1] - best.trace[-3]) / 2
+            if flat and (not aligned or (gain < self.settled and best.n_iter > 2)):
                 best.message = f"the evidence settled: the last iteration gained {gain:.1g} nats"
                 raise StopIteration
             if moved is not None and moved():
@@ -197,8 +208,10 @@ class Evidence:
             # an abnormal end in the line search at the resolution of the objective is convergence
             best.converged = bool(best.message) or bool(result.success) or result.status == 2
             best.message = best.message or str(result.message)
-            sizes = np.sqrt(np.diag(steps @ result.hess_inv.todense() @ steps.T).clip(1e-12))
-            best.steps = np.diag((_CAUTION * sizes).clip(*_STEP_SCALES))
+            if not many:
+                roots = np.diag(steps) if aligned else steps
+                sizes = np.sqrt(np.diag(roots @ result.hess_inv.todense() @ roots.T).clip(1e-12))
+                best.steps = (_CAUTION * sizes).clip(*_STEP_SCALES)
         except KeyboardInterrupt:
             if not np.isfinite(best.value):
                 raise

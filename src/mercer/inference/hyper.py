@@ -24,13 +24,13 @@ from mercer.linalg.cholesky import NotPositiveDefiniteError
 if TYPE_CHECKING:
     from mercer.model import Model
 
-_SUBSET_ROWS = 200  # no stage is smaller
-_SUBSET_COLUMNS = 1000
+_SUBSET_COLUMNS = 1000  # no stage has fewer
 _INFORMATION_COLUMNS = 1000  # so many say what curvature to expect
 _MOST_PLANS = 6  # orders and neighbours of one stage
 # an iteration that gains less (nats) ends the search; a subset says only where to start the next stage
 _SETTLED, _SETTLED_COLUMNS, _SETTLED_PER_ROW = 1e-2, 1e-1, 1e-5
 _SETTLED_SUBSET = 1e-1
+_SETTLED_PLACES, _SETTLED_PLACES_SUBSET = 1e-4, 1e-3  # per row, where places are learned: all rows are soon worth more
 _FEW = 20  # so many hyperparameters are worth differences of the gradient for their curvature
 
 
@@ -50,14 +50,18 @@ class Stage:
         """How many rows or columns."""
         return self.data.n_rows if self.rows is None else len(self.rows)
 
-    def plan(self, model: Model) -> Any:
-        """Return the family's plan at the model's present hyperparameters."""
+    def plan(self, model: Model, before: Any = None) -> Any:
+        """Return the family's plan at the model's present hyperparameters, or what was learned of the one before."""
+        if hasattr(before, "learnable") and before.learnable():
+            return before.over(self.data.X, model.policy)
         if self.rows is None:
             return model.family.plan(model.prior, self.data.X, model.policy)
         return model.family.plan_some(model.prior, self.data.X, model.policy, self.rows)
 
-    def settled(self, final: bool) -> float:
+    def settled(self, final: bool, plan: Any = None) -> float:
         """Return the nats that the search may leave open; those of columns stand for more."""
+        if hasattr(plan, "learnable") and plan.learnable():
+            return (_SETTLED_PLACES if final else _SETTLED_PLACES_SUBSET) * self.data.n_rows
         return self.least if final else _SETTLED_SUBSET * self.data.n_rows / self.size
 
 
@@ -102,12 +106,13 @@ def learn(
     starts = [first, *_restarts(first, vector.bounds, n_restarts, generator)]
     notes: list[str] = []
     optima: list[float] = []
-    best, sites = Learned(first, -np.inf), None
+    best, sites, plan = Learned(first, -np.inf), None, None
     steps: np.ndarray | None = None
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
         final = following is None
-        climb = _Climb(model, stage, final, max_iter, on_iteration if final else None)
+        climb = _Climb(model, stage, final, max_iter, on_iteration if final else None, plan)
         best, reached = climb(starts, sites, steps, every_start=stage is stages[0])
+        plan = climb.plan
         notes += climb.notes
         optima = climb.optima or optima
         if not reached:
@@ -123,7 +128,7 @@ def learn(
             starts = [best.theta, first]
             sites = best.sites if stage.rows is not None else _carried_sites(climb.evidence, best, following.data)
             steps = _next_steps(climb, best, steps, 4 * stage.size <= data.n_rows)
-            if steps is not None:  # curvature grows with the number of rows
+            if steps is not None and len(steps) == len(best.theta):  # curvature grows with the number of rows
                 steps = steps * (stage.data.n_rows / following.data.n_rows) ** 0.5
     vector.write(best.theta)
     best.optima, best.notes = optima, notes
@@ -135,8 +140,8 @@ class _Climb:
 
     Attributes
     ----------
-    evidence : Evidence
-        That of the last plan.
+    plan, evidence : Plan, Evidence
+        The last plan, which starts as that of the stage before, and its evidence.
     notes, optima, reason
         What is to be reported, how far below the best each start ended, and why the last start was given up.
     """
@@ -150,8 +155,9 @@ class _Climb:
         final: bool,
         max_iter: int,
         on_iteration: Callable[[int, float], None] | None,
+        plan: Any = None,
     ):
-        self.model, self.stage, self.final = model, stage, final
+        self.model, self.stage, self.final, self.plan = model, stage, final, plan
         self.max_iter, self.on_iteration = max_iter, on_iteration
         self.notes: list[str] = []
         self.optima: list[float] = []
@@ -165,8 +171,9 @@ class _Climb:
         best = Learned(starts[0], -np.inf)
         for n_plans in range(1, _MOST_PLANS + 1):
             ThetaVector(self.model).write(starts[0])
-            plan = self.stage.plan(self.model)
-            self.evidence = Evidence(self.model, plan, self.stage.data, settled=self.stage.settled(self.final))
+            self.plan = plan = self.stage.plan(self.model, self.plan)
+            settled = self.stage.settled(self.final, plan)
+            self.evidence = Evidence(self.model, plan, self.stage.data, settled=settled)
             # several starts have lengthscales of their own; the last plan is kept whatever happens
             keep_on = (every_start and len(starts) > 1) or n_plans == _MOST_PLANS
             outcomes = self._outcomes(starts, sites, steps, every_start, None if keep_on else plan, len(trace))
@@ -177,7 +184,8 @@ class _Climb:
             if len(outcomes) > 1:
                 self.optima = [outcome.value - best.value for outcome in outcomes]
             trace += best.trace
-            ThetaVector(self.model).write(best.theta)
+            self.evidence.vector.write(best.theta)
+            best.theta = best.theta[: len(starts[0])]  # the plan keeps its own coordinates
             stale = self.model.family.stale(self.model.prior, plan)
             if best.interrupted or not stale or len(trace) >= self.max_iter:
                 break
@@ -199,10 +207,12 @@ class _Climb:
         model, outcomes = self.model, []
         report = None if self.on_iteration is None else _counting_from(n_iter, self.on_iteration)
         moved = None if plan is None else lambda: model.family.stale(model.prior, plan)
+        own = self.evidence.vector.read()[len(starts[0]) :]  # coordinates of the plan
         for theta in starts:
             self.evidence.sites = sites
+            point = np.concatenate([theta, own])
             try:
-                outcomes.append(self.evidence.maximise(theta, self.max_iter - n_iter, report, steps, moved))
+                outcomes.append(self.evidence.maximise(point, self.max_iter - n_iter, report, steps, moved))
             except (NotPositiveDefiniteError, FloatingPointError) as failure:
                 self.notes.append(f"a start was given up: {failure}")
                 self.reason = failure
@@ -219,6 +229,8 @@ def _counting_from(n_iter: int, report: Callable[[int, float], None]) -> Callabl
 def _next_steps(climb: _Climb, best: Learned, before: np.ndarray | None, cheap: bool) -> np.ndarray | None:
     """Return the likely steps around the optimum of a stage: measured while that is cheap, then the same ones."""
     model, stage = climb.model, climb.stage
+    if len(climb.evidence.vector) > len(best.theta):  # places are learned too
+        return best.steps
     if stage.rows is not None:
         some = replace(climb.evidence.plan, rows=climb.evidence.plan.rows[:_INFORMATION_COLUMNS])
         return climb.evidence.inverse_root(fisher_information(model, some, stage.data), best.theta)
@@ -240,7 +252,7 @@ def _carried_sites(evidence: Evidence, best: Learned, following: Data) -> Sites 
     model = evidence.model
     if best.sites is None or model.likelihood.conjugate:
         return None
-    evidence.vector.write(best.theta)
+    ThetaVector(model).write(best.theta)
     m, v = model.family.condition(model.prior, evidence.plan, best.sites).marginals(following.X)
     expected = model.likelihood.expected_log_prob(following.y, m, v, **following.side)
     centred = m - model.prior.mean_at(following.X)
@@ -253,7 +265,7 @@ def _stages(model: Model, data: Data, generator: torch.Generator) -> list[Stage]
     columns = model.likelihood.conjugate and model.family.sums_over_columns
     growth = model.family.stage_growth
     # what columns say does not change with the number of rows, so that fewer stages do
-    share, fewest = (2 * growth, _SUBSET_COLUMNS) if columns else (growth, _SUBSET_ROWS)
+    share, fewest = (2 * growth, _SUBSET_COLUMNS) if columns else (growth, model.family.stage_rows)
     least = max(_SETTLED_COLUMNS, _SETTLED_PER_ROW * data.n_rows) if columns else _SETTLED
     stages, size = [Stage(data, least=least)], data.n_rows // share
     while size >= fewest:

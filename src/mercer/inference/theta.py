@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,20 +23,25 @@ class ThetaVector:
     Parameters
     ----------
     model : Model
+    plan : Plan, optional
+        Its own coordinates, such as those of inducing points, come last.
 
     Attributes
     ----------
     names : list of str
         One per entry, such as ``kernel.base_kernel.lengthscale[2]``.
     bounds : (k, 2) ndarray
+    scale : (k,) ndarray
+        How far an entry may move where a logarithm may move by one.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, plan: Any = None):
         mean = [] if model.prior.mean is None else hyperparameters(model.prior.mean)
         parts = [
             ("kernel", hyperparameters(model.prior.kernel)),
             ("mean", mean),
             ("likelihood", model.likelihood.hyperparameters()),
+            ("plan", plan.learnable() if hasattr(plan, "learnable") else []),
         ]
         self.parts: list[tuple[str, Hyperparameter]] = [
             (f"{owner}.{h.name}", h) for owner, found in parts for h in found
@@ -51,6 +56,7 @@ class ThetaVector:
                 value = torch.as_tensor(bound, dtype=torch.float64)
                 into.append(value.expand(h.parameter.shape).reshape(-1).numpy())
         empty = np.empty(0)
+        self.scale = np.concatenate([empty, *(np.full(h.parameter.numel(), h.scale) for _, h in self.parts)])
         self.bounds = np.stack([np.concatenate([empty, *lower]), np.concatenate([empty, *upper])], axis=1)
 
     def __len__(self) -> int:

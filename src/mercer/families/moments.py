@@ -1,0 +1,141 @@
+"""Sums over rows in whitened coordinates of the inducing points, W = L⁻¹ K_uf: O(chunk · m) memory, gradients too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mercer.families.tied import TiedSites
+from mercer.kernels.evaluate import gram
+from mercer.policy import NumericalPolicy
+
+
+def whitened_moments(
+    kernel: Any, X: Tensor, Z: Tensor, L: Tensor, linear: Tensor, precision: Tensor, policy: NumericalPolicy
+) -> tuple[Tensor, Tensor]:
+    """Return Σ wᵢ λ1ᵢ and Σ λ2ᵢ wᵢ wᵢᵀ with wᵢ = L⁻¹ k(Z, xᵢ).
+
+    Parameters
+    ----------
+    kernel : gpytorch Kernel
+    X, Z : (n, d), (m, d)
+    L : (m, m)
+        Cholesky factor of K_uu.
+    linear, precision : (*b, n), (*c, n)
+        λ1 and λ2; c may be shorter than b.
+    policy : NumericalPolicy
+
+    Returns
+    -------
+    (*b, m), (*c, m, m)
+        Differentiable in Z, L, λ1, λ2 and the kernel's parameters.
+
+    Notes
+    -----
+    2 n m² operations forward with n m kernel values and n m² of a triangular solve, 2 n m² more for the gradient, which
+    makes the kernel values again: whatever n is, one chunk of rows is in memory.
+    """
+    parameters = [each for each in kernel.parameters() if each.requires_grad]
+    return _Moments.apply(L, linear, precision, Z, X, kernel, policy, *parameters)
+
+
+@torch.no_grad()
+def tied_from_white(L: Tensor, linear: Tensor, precision: Tensor) -> TiedSites:
+    """Return moments of whitened coordinates as sites of u itself: ν = L⁻ᵀ linear, N = L⁻ᵀ precision L⁻¹."""
+    nu = torch.linalg.solve_triangular(L.mT, linear.unsqueeze(-1), upper=True).squeeze(-1)
+    half = torch.linalg.solve_triangular(L.mT, precision, upper=True)
+    N = torch.linalg.solve_triangular(L.mT, half.mT, upper=True)
+    return TiedSites(nu, 0.5 * (N + N.mT))
+
+
+def chunks_of(n: int, m: int, batch: int, policy: NumericalPolicy) -> list[slice]:
+    """Return slices of n rows whose m kernel values fit in a temporary for each of ``batch`` members."""
+    size = policy.chunk_rows(m * max(1, batch))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+class _Moments(torch.autograd.Function):
+    """Sums that keep nothing but their arguments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        L: Tensor,
+        linear: Tensor,
+        precision: Tensor,
+        Z: Tensor,
+        X: Tensor,
+        kernel: Any,
+        policy: NumericalPolicy,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        first = second = None
+        for rows in chunks_of(len(X), len(Z), precision.shape[:-1].numel(), policy):
+            W = torch.linalg.solve_triangular(L, gram(kernel, Z, X[rows], policy=policy), upper=False)
+            pull = _times(W, linear[..., rows])
+            weighted = (W * precision[..., rows].unsqueeze(-2)) @ W.mT
+            first = pull if first is None else first.add_(pull)
+            second = weighted if second is None else second.add_(weighted)
+        if first is None or second is None:  # no rows
+            first = linear.new_zeros(*linear.shape[:-1], len(Z))
+            second = linear.new_zeros(*precision.shape[:-1], len(Z), len(Z))
+        ctx.save_for_backward(L, linear, precision, Z, X, first, second, *parameters)
+        ctx.kernel, ctx.policy = kernel, policy
+        return first, second
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_first: Tensor, by_second: Tensor) -> tuple[Any, ...]:
+        L, linear, precision, Z, X, first, second, *parameters = ctx.saved_tensors
+        need_L, need_linear, need_precision, need_Z = ctx.needs_input_grad[:4]
+        both = by_second + by_second.mT
+        # cotangents of k(Z, xᵢ) are L⁻ᵀ (both λ2ᵢ L⁻¹ kᵢ + by_first λ1ᵢ): the m × m parts go first
+        pulled = torch.linalg.solve_triangular(L.mT, by_first.unsqueeze(-1), upper=True).squeeze(-1)
+        half = torch.linalg.solve_triangular(L.mT, both, upper=True)
+        weight = torch.linalg.solve_triangular(L.mT, half.mT, upper=True)
+        by_L = None
+        if need_L:
+            outer = by_first.unsqueeze(-1) * first.unsqueeze(-2)
+            push = _sum_to(both @ second, L.shape) + _sum_to(outer, L.shape)
+            by_L = -torch.linalg.solve_triangular(L.mT, push, upper=True).tril()
+        needed = (need_Z, *ctx.needs_input_grad[7:])
+        leaves = [each for each, wanted in zip((Z, *parameters), needed, strict=True) if wanted]
+        slopes = [torch.zeros_like(each) for each in leaves]
+        by_linear = torch.zeros_like(linear) if need_linear else None
+        by_precision = torch.zeros_like(precision) if need_precision else None
+        for rows in chunks_of(len(X), len(Z), precision.shape[:-1].numel(), ctx.policy):
+            with torch.enable_grad():
+                inducing = Z.detach().requires_grad_(need_Z)
+                K = gram(ctx.kernel, inducing, X[rows], policy=ctx.policy)
+            values = K.detach()
+            turned = weight @ values
+            if by_linear is not None:
+                by_linear[..., rows] = _times(values.mT, pulled)
+            if by_precision is not None:
+                by_precision[..., rows] = _sum_to(0.5 * (turned * values).sum(-2), precision[..., rows].shape)
+            if not leaves:
+                continue
+            cotangent = _sum_to(turned * precision[..., rows].unsqueeze(-2), values.shape)
+            own = linear[..., rows]
+            if values.dim() == 2:
+                cotangent.addmm_(pulled.reshape(-1, len(Z)).mT, own.reshape(-1, own.shape[-1]))
+            else:
+                cotangent = cotangent + _sum_to(pulled.unsqueeze(-1) * own.unsqueeze(-2), values.shape)
+            inputs = [each for each, wanted in zip((inducing, *parameters), needed, strict=True) if wanted]
+            found = torch.autograd.grad(K, inputs, cotangent, materialize_grads=True)
+            for slope, more in zip(slopes, found, strict=True):
+                slope += more
+        given = iter(slopes)
+        by_Z, *rest = (next(given) if wanted else None for wanted in needed)
+        return by_L, by_linear, by_precision, by_Z, None, None, None, *rest
+
+
+def _times(A: Tensor, x: Tensor) -> Tensor:
+    """Return A x for x (*b, n), as one product where A has no batch."""
+    return x @ A.mT if A.dim() == 2 else (A @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def _sum_to(value: Tensor, shape: torch.Size) -> Tensor:
+    return value.sum_to_size(shape) if value.shape != shape else value

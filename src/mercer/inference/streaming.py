@@ -1,0 +1,92 @@
+"""Engines that go on from rows which are gone: what those said is held by sites tied at the inducing points.
+
+The objective is J = Σ_rows w E_q[log p(y|f)] + E_q[log t_past(u)] − KL[q(u) ‖ p(u)]: rows at hand by their likelihood,
+all others by their sites, nothing twice. With sites that do not change this is the usual bound under the prior
+p(u) t_past(u), so that other engines than the conjugate one need nothing but the family's plan. There the noise
+variance is learned too, and what past rows say changes with it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mercer._typing import Data, Info, Sites
+from mercer.families.moments import tied_from_white, whitened_moments
+from mercer.families.tied import GaussianStatistics
+from mercer.inference.base import State
+from mercer.inference.conjugate import Conjugate
+from mercer.inference.objective import conjugate_evidence
+from mercer.kernels.evaluate import diag
+
+if TYPE_CHECKING:
+    from mercer.model import Model
+
+
+@dataclass(frozen=True)
+class ConjugateStream:
+    """Closed-form inference for Gaussian noise of one variance, given the statistics of past rows.
+
+    Parameters
+    ----------
+    past : GaussianStatistics
+        At the plan's inducing points.
+
+    References
+    ----------
+    Bui, Nguyen and Turner (2017), "Streaming sparse Gaussian process approximations", for a past that is all there is.
+    """
+
+    past: GaussianStatistics
+    name: ClassVar[str] = "conjugate"
+    evidence: ClassVar[str] = "exact"
+
+    def init(self, model: Model, plan: Any, data: Data, sites: Sites | None = None) -> State:
+        """Condition on the rows and on the past at the present noise variance."""
+        sites = Conjugate.sites(model, data)
+        given = plan.given(self.past.tied(noise_variance(model, self.past.count)))
+        return State(sites, model.family.condition(model.prior, given, sites), float("nan"))
+
+    def step(self, model: Model, plan: Any, state: State, data: Data) -> tuple[State, Info]:
+        """Do nothing: the starting sites are exact."""
+        return state, {"converged": True, "change": 0.0}
+
+    def objective(self, model: Model, plan: Any, state: State, data: Data) -> Tensor:
+        """Return J, in nats, differentiable in kernel and noise: Titsias's bound for all rows if u never moved."""
+        past = self.past
+        posterior = self.init(model, plan, data).posterior if torch.is_grad_enabled() else state.posterior
+        noise = noise_variance(model, past.count)
+        scale = -0.5 * past.count * (2 * math.pi * noise).log() - 0.5 * (past.squares + past.residual) / noise
+        return conjugate_evidence(model, posterior, data) + scale.sum()
+
+
+def noise_variance(model: Model, like: Tensor) -> Tensor:
+    """Return the noise variance of each output, in the shape (*b,) of ``like``."""
+    value = model.likelihood.value_of("noise_variance", like)
+    return value.expand(like.shape) if value.numel() == 1 else value.reshape(like.shape)
+
+
+@torch.no_grad()
+def gaussian_statistics(model: Model, Z: Tensor, L: Tensor, data: Data) -> GaussianStatistics:
+    """Return the statistics of rows whose noise has one variance.
+
+    Parameters
+    ----------
+    model : Model
+    Z, L : (m, d), (m, m)
+        Inducing points and the Cholesky factor of their covariance.
+    data : Data
+    """
+    kernel, policy = model.prior.kernel, model.policy
+    centred = data.y - model.prior.mean_at(data.X)
+    seen = ~centred.isnan()
+    weight = data.weight * seen
+    target = torch.where(seen, centred, 0.0)
+    pull, products = whitened_moments(kernel, data.X, Z, L, weight * target, weight, policy)
+    unexplained = (weight * diag(kernel, data.X)).sum(-1) - products.diagonal(dim1=-2, dim2=-1).sum(-1)
+    sums = tied_from_white(L, pull, products)
+    return GaussianStatistics(sums, weight.sum(-1), (weight * target.square()).sum(-1), unexplained.clamp_min(0.0))

@@ -79,7 +79,7 @@ class Inducing:
         rows = X.double().cpu().numpy()
         Z = torch.as_tensor(choose_inducing(rows, self.n_inducing, coordinates, self.placement, self.seed)).to(X)
         # every row its own inducing point: there is no better place
-        learned = self.locations == "learned" and len(Z) == self.n_inducing
+        learned = self.locations == "learned" and len(Z) == self.n_inducing < len(X)
         return InducingPlan(X, Z, policy, learned)
 
     def stale(self, prior: Prior, plan: InducingPlan) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from mercer._typing import Sites
 from mercer.families.base import Confession, Prior
 from mercer.families.inducing_plan import InducingPlan
-from mercer.families.moments import chunks_of, tied_from_white, whitened_moments
+from mercer.families.moments import chunks_of, moments_of, tied_from_white, whitened_moments
 from mercer.families.pathwise import KernelPaths
 from mercer.families.sets import covariance_of_sets, joint_of_sets
 from mercer.families.tied import TiedSites, inducing_factor
@@ -22,6 +22,7 @@ from mercer.kernels.paths import prior_paths
 from mercer.kernels.spectral import has_spectral
 from mercer.linalg.cholesky import NotPositiveDefiniteError, cholesky
 
+_KEPT = 4  # temporaries of one chunk
 _POORLY = 0.5  # of the prior variance at the data
 
 
@@ -58,6 +59,7 @@ class InducingPosterior:
     def __init__(self, prior: Prior, plan: InducingPlan, sites: Sites, like: InducingPosterior | None = None):
         self.prior, self.plan, self.sites = prior, plan, sites
         self._prior_parts: tuple[Tensor, float] | None = None if like is None else like._prior_parts
+        self._kept: Tensor | None = None if like is None else like._kept
 
     def with_sites(self, sites: Sites) -> InducingPosterior:
         """Return the posterior under the same prior and rows with other sites."""
@@ -67,13 +69,13 @@ class InducingPosterior:
         """Compute what predictions need, then forget what only gradients need."""
         _ = self.state
         self._prior_parts = (self.L.detach(), self.jitter)
-        self.plan = replace(self.plan, Z=self.plan.Z.detach(), learned=False)
+        self.plan, self._kept = replace(self.plan, Z=self.plan.Z.detach(), learned=False), None
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k in ("prior", "plan", "sites", "state")}
         parts = None if self._prior_parts is None else (self._prior_parts[0].detach(), self._prior_parts[1])
-        return {**state, "_prior_parts": parts}
+        return {**state, "_prior_parts": parts, "_kept": None}
 
     # ---- factors
 
@@ -99,15 +101,27 @@ class InducingPosterior:
         K = gram(self.prior.kernel, self.plan.Z, X, policy=self.plan.policy)
         return torch.linalg.solve_triangular(self.L, K, upper=False)
 
+    @property
+    def _white(self) -> Tensor | None:
+        """L⁻¹ K_uf, (m, n), kept for other sites where it is no larger than a few temporaries; no gradients flow."""
+        plan = self.plan
+        if torch.is_grad_enabled() or len(plan.X) * len(plan.Z) > _KEPT * plan.policy.chunk_elements:
+            return None
+        if self._kept is None:
+            self._kept = self._solve(plan.X)
+        return self._kept
+
     def _condition(self) -> WhitenedState:
         """Return B's factor and what comes with it, differentiable."""
-        plan, L = self.plan, self.L
-        pull, precision = whitened_moments(
-            self.prior.kernel, plan.X, plan.Z, L, self.sites.linear, self.sites.precision, plan.policy
-        )
+        plan, L, sites = self.plan, self.L, self.sites
+        if (W := self._white) is not None:
+            pull, precision = moments_of(W, sites.linear, sites.precision, plan.policy)
+        else:
+            moments = (sites.linear, sites.precision, plan.policy)
+            pull, precision = whitened_moments(self.prior.kernel, plan.X, plan.Z, L, *moments)
         explained = precision.diagonal(dim1=-2, dim2=-1).sum(-1)
         if plan.rest is not None:
-            pull = pull + plan.rest.linear.to(L) @ L
+            pull = pull + (L.mT @ plan.rest.linear.to(L).unsqueeze(-1)).squeeze(-1)
             precision = precision + L.mT @ plan.rest.precision.to(L) @ L
         B = precision + torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
         root, info = torch.linalg.cholesky_ex(0.5 * (B + B.mT))
@@ -133,7 +147,11 @@ class InducingPosterior:
         return 0.5 * state.white.square().sum(-1) - logdet - 0.5 * unexplained
 
     def _live_state(self) -> WhitenedState:
-        return self._condition() if torch.is_grad_enabled() else self.state
+        if not torch.is_grad_enabled():
+            return self.state
+        if self._prior_parts is not None and not self.L.requires_grad:
+            self._prior_parts = None  # released or read from a file, which leaves its graph behind
+        return self._condition()
 
     def log_evidence(self) -> Tensor:
         """Return a lower bound of log ∫ p(g) ∏ exp(−½ λ2 (λ1/λ2 − g)²) dg per batch element, in nats.
@@ -161,25 +179,26 @@ class InducingPosterior:
 
     def _over_rows(self, function: Any, *arguments: Tensor) -> Any:
         """Evaluate chunks of rows, again for the gradient, and join what they give along the rows."""
-        plan = self.plan
+        plan, W = self.plan, self._white
         parts = []
         for rows in chunks_of(len(plan.X), len(plan.Z), arguments[0].shape[:-1].numel(), plan.policy):
+            X = plan.X[rows]
             if torch.is_grad_enabled():
-                part = checkpoint(function, plan.X[rows], *arguments, use_reentrant=False, preserve_rng_state=False)
+                part = checkpoint(function, X, None, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                part = function(plan.X[rows], *arguments)
+                part = function(X, None if W is None else W[..., rows], *arguments)
             parts.append(part)
         if not parts:
-            parts = [function(plan.X, *arguments)]
+            parts = [function(plan.X, None, *arguments)]
         if isinstance(parts[0], Tensor):
             return torch.cat(parts, -1)
         return tuple(torch.cat(each, -1) for each in zip(*parts, strict=True))
 
-    def _mean_chunk(self, X: Tensor, mean: Tensor) -> Tensor:
-        return _pull(mean, self._solve(X))
+    def _mean_chunk(self, X: Tensor, W: Tensor | None, mean: Tensor) -> Tensor:
+        return _pull(mean, self._solve(X) if W is None else W)
 
-    def _moment_chunk(self, X: Tensor, mean: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-        W = self._solve(X)
+    def _moment_chunk(self, X: Tensor, W: Tensor | None, mean: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        W = self._solve(X) if W is None else W
         V = torch.linalg.solve_triangular(root, W, upper=False)
         left = diag(self.prior.kernel, X) - W.square().sum(-2)
         return _pull(mean, W), left.clamp_min(0.0) + V.square().sum(-2)
@@ -202,9 +221,12 @@ class InducingPosterior:
     @torch.no_grad()
     def covariance_product(self, vectors: Tensor) -> Tensor:
         """Return the covariance of aᵢᵀu, the part of g that the sites act on, times vectors (*b, n)."""
-        plan, root = self.plan, self.state.root
-        chunks = chunks_of(len(plan.X), len(plan.Z), root.shape[:-2].numel(), plan.policy)
-        total = sum(_pull(vectors[..., rows], self._solve(plan.X[rows]).mT) for rows in chunks)
+        plan, root, W = self.plan, self.state.root, self._white
+        if W is not None:
+            total = _pull(vectors, W.mT)
+        else:
+            chunks = chunks_of(len(plan.X), len(plan.Z), root.shape[:-2].numel(), plan.policy)
+            total = sum(_pull(vectors[..., rows], self._solve(plan.X[rows]).mT) for rows in chunks)
         white = torch.linalg.solve_triangular(root, torch.as_tensor(total).unsqueeze(-1), upper=False)
         turned = torch.linalg.solve_triangular(root.mT, white, upper=True).squeeze(-1)
         return self._over_rows(self._mean_chunk, turned)
@@ -237,7 +259,9 @@ class InducingPosterior:
         prior = diag(self.prior.kernel, self.plan.X)
         if len(prior) == 0 or len(self.plan.Z) == 0:
             return Confession()
-        W_squares = self._over_rows(lambda X, mean: self._solve(X).square().sum(-2), self.state.mean)
+        W_squares = self._over_rows(
+            lambda X, W, _: (self._solve(X) if W is None else W).square().sum(-2), self.state.mean
+        )
         share = float((W_squares.sum() / prior.sum()).clamp_max(1.0))
         lost = float(0.5 * ((prior - W_squares).clamp_min(0.0) * self.sites.precision).sum())
         m = len(self.plan.Z)
@@ -272,7 +296,7 @@ class InducingPosterior:
         """Return mean and variance of f at X (q, d), each (*b, q), in units of f and f²."""
         means, variances = [], []
         for x in self._chunks(X):
-            mean, variance = self._moment_chunk(x, self.state.mean, self.state.root)
+            mean, variance = self._moment_chunk(x, None, self.state.mean, self.state.root)
             means.append(mean + self.prior.mean_at(x))
             variances.append(variance.expand_as(mean))
         return torch.cat(means, -1), torch.cat(variances, -1)
@@ -290,11 +314,16 @@ class InducingPosterior:
         return mean, prior - W.mT @ W + V.mT @ V
 
     def covariance_weights(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Z and weights w (*b, *t, m, q) for X (*t, q, d): Cov(f(X), f(x)) = k(X, x) − wᵀ k(Z, x)."""
+        """Return Z and weights w (*b, *t, m, q) for X (*t, q, d): Cov(f(X), f(x)) = k(X, x) − wᵀ k(Z, x).
+
+        Latents that share them are of size one.
+        """
         W, root = self._solve(X.reshape(-1, X.shape[-1])), self.state.root
         V = torch.linalg.solve_triangular(root, W, upper=False)
         known = W - torch.linalg.solve_triangular(root.mT, V, upper=True)
-        return self.plan.Z, _by_sets(torch.linalg.solve_triangular(self.L.mT, known, upper=True), X)
+        weights = torch.linalg.solve_triangular(self.L.mT, known, upper=True)
+        shared = self.state.mean.dim() + 1 - weights.dim()
+        return self.plan.Z, _by_sets(weights.reshape(*[1] * shared, *weights.shape), X)
 
     @property
     def pathwise(self) -> bool:

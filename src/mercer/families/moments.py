@@ -34,11 +34,21 @@ def whitened_moments(
 
     Notes
     -----
-    2 n m² operations forward with n m kernel values and n m² of a triangular solve, 2 n m² more for the gradient, which
+    2 n m² operations forward with n m kernel values and n m² of a triangular solve, and as many for the gradient, which
     makes the kernel values again: whatever n is, one chunk of rows is in memory.
     """
     parameters = [each for each in kernel.parameters() if each.requires_grad]
     return _Moments.apply(L, linear, precision, Z, X, kernel, policy, *parameters)
+
+
+def moments_of(W: Tensor, linear: Tensor, precision: Tensor, policy: NumericalPolicy) -> tuple[Tensor, Tensor]:
+    """Return the sums of `whitened_moments` for rows whose W, (m, n), is known."""
+    m, n = W.shape[-2:]
+    second = W.new_zeros(*torch.broadcast_shapes(W.shape[:-2], precision.shape[:-1]), m, m)
+    for rows in chunks_of(n, m, precision.shape[:-1].numel(), policy):
+        own = W[..., rows]
+        second = second + (own * precision[..., rows].unsqueeze(-2)) @ own.mT
+    return _times(W, linear), second
 
 
 @torch.no_grad()
@@ -79,8 +89,9 @@ class _Moments(torch.autograd.Function):
             first = pull if first is None else first.add_(pull)
             second = weighted if second is None else second.add_(weighted)
         if first is None or second is None:  # no rows
-            first = linear.new_zeros(*linear.shape[:-1], len(Z))
-            second = linear.new_zeros(*precision.shape[:-1], len(Z), len(Z))
+            own = L.shape[:-2]
+            first = linear.new_zeros(*torch.broadcast_shapes(own, linear.shape[:-1]), len(Z))
+            second = linear.new_zeros(*torch.broadcast_shapes(own, precision.shape[:-1]), len(Z), len(Z))
         ctx.save_for_backward(L, linear, precision, Z, X, first, second, *parameters)
         ctx.kernel, ctx.policy = kernel, policy
         return first, second
@@ -91,10 +102,9 @@ class _Moments(torch.autograd.Function):
         L, linear, precision, Z, X, first, second, *parameters = ctx.saved_tensors
         need_L, need_linear, need_precision, need_Z = ctx.needs_input_grad[:4]
         both = by_second + by_second.mT
-        # cotangents of k(Z, xᵢ) are L⁻ᵀ (both λ2ᵢ L⁻¹ kᵢ + by_first λ1ᵢ): the m × m parts go first
-        pulled = torch.linalg.solve_triangular(L.mT, by_first.unsqueeze(-1), upper=True).squeeze(-1)
+        # cotangents of k(Z, xᵢ) are L⁻ᵀ (λ2ᵢ both wᵢ + λ1ᵢ by_first)
         half = torch.linalg.solve_triangular(L.mT, both, upper=True)
-        weight = torch.linalg.solve_triangular(L.mT, half.mT, upper=True)
+        pulled = torch.linalg.solve_triangular(L.mT, by_first.unsqueeze(-1), upper=True).squeeze(-1)
         by_L = None
         if need_L:
             outer = by_first.unsqueeze(-1) * first.unsqueeze(-2)
@@ -110,19 +120,21 @@ class _Moments(torch.autograd.Function):
                 inducing = Z.detach().requires_grad_(need_Z)
                 K = gram(ctx.kernel, inducing, X[rows], policy=ctx.policy)
             values = K.detach()
-            turned = weight @ values
+            # L⁻ᵀ both L⁻¹ k would spare this solve, and rounding would see the square of the condition number of L
+            W = torch.linalg.solve_triangular(L, values, upper=False)
+            turned = half @ W
             if by_linear is not None:
-                by_linear[..., rows] = _times(values.mT, pulled)
+                by_linear[..., rows] = _sum_to(_times(W.mT, by_first), linear[..., rows].shape)
             if by_precision is not None:
                 by_precision[..., rows] = _sum_to(0.5 * (turned * values).sum(-2), precision[..., rows].shape)
             if not leaves:
                 continue
-            cotangent = _sum_to(turned * precision[..., rows].unsqueeze(-2), values.shape)
+            cotangent = _sum_to(turned * precision[..., rows].unsqueeze(-2), W.shape)
             own = linear[..., rows]
-            if values.dim() == 2:
+            if W.dim() == 2:
                 cotangent.addmm_(pulled.reshape(-1, len(Z)).mT, own.reshape(-1, own.shape[-1]))
             else:
-                cotangent = cotangent + _sum_to(pulled.unsqueeze(-1) * own.unsqueeze(-2), values.shape)
+                cotangent = cotangent + _sum_to(pulled.unsqueeze(-1) * own.unsqueeze(-2), W.shape)
             inputs = [each for each, wanted in zip((inducing, *parameters), needed, strict=True) if wanted]
             found = torch.autograd.grad(K, inputs, cotangent, materialize_grads=True)
             for slope, more in zip(slopes, found, strict=True):

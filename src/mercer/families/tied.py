@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mercer.families.base import Prior
 from mercer.kernels.evaluate import diag, gram
-from mercer.linalg.cholesky import cholesky
+from mercer.linalg.cholesky import NotPositiveDefiniteError, cholesky
 from mercer.policy import NumericalPolicy
 
 # variance that inducing values have of their own beside the prior's, relative to it: they are f(Z) to rounding
@@ -52,14 +52,16 @@ class TiedSites:
         return TiedSites(self.linear - other.linear, self.precision - other.precision)
 
     def scale(self, factor: float | Tensor) -> TiedSites:
-        """Return the sites to the power ``factor``."""
-        return TiedSites(factor * self.linear, factor * self.precision)
+        """Return the sites to the power ``factor``, a number or one per batch element, (*b,)."""
+        factor = torch.as_tensor(factor, dtype=self.linear.dtype, device=self.linear.device)
+        return TiedSites(factor.unsqueeze(-1) * self.linear, factor[..., None, None] * self.precision)
 
     def project(self, move: Projection) -> TiedSites:
         """Return what the sites say of other inducing values: E_{p(u|u')}[log t(u)] but for `loss`."""
         P = move.matrix
+        linear = (P.mT @ self.linear.unsqueeze(-1)).squeeze(-1)
         precision = P.mT @ self.precision @ P
-        return TiedSites(self.linear @ P, 0.5 * (precision + precision.mT))
+        return TiedSites(linear, 0.5 * (precision + precision.mT))
 
     def loss(self, move: Projection) -> Tensor:
         """Return the nats that `project` loses, Δ = ½ tr(N (K_uu − P K_u'u)) ≥ 0, (*b,)."""
@@ -104,7 +106,7 @@ class GaussianStatistics:
         return GaussianStatistics(sums, *map(operation, mine, its))
 
     def scale(self, factor: float | Tensor) -> GaussianStatistics:
-        """Return the statistics with all weights times ``factor``."""
+        """Return the statistics with all weights times ``factor``, a number or one per batch element, (*b,)."""
         rest = (factor * self.count, factor * self.squares, factor * self.residual)
         return GaussianStatistics(self.sums.scale(factor), *rest)
 
@@ -115,8 +117,7 @@ class GaussianStatistics:
 
     def tied(self, noise_variance: Tensor) -> TiedSites:
         """Return the sites at noise variance σ² (*b,); differentiable in it."""
-        inverse = noise_variance.reciprocal()
-        return TiedSites(inverse.unsqueeze(-1) * self.sums.linear, inverse[..., None, None] * self.sums.precision)
+        return self.sums.scale(noise_variance.reciprocal())
 
 
 class Projection:
@@ -168,5 +169,11 @@ def inducing_factor(prior: Prior, Z: Tensor, policy: NumericalPolicy) -> tuple[T
     found, info = torch.linalg.cholesky_ex(K)
     if not bool(info.any()):
         return found, 0.0
-    jitter = cholesky(K, policy, "covariance matrix of the inducing points").stats["jitter"]
-    return torch.linalg.cholesky(K + jitter * torch.diag_embed(K.diagonal(dim1=-2, dim2=-1))), jitter
+    name = "covariance matrix of the inducing points"
+    jitter = cholesky(K, policy, name).stats["jitter"]
+    # of the mean, as the ladder has it: a place may have no variance at all
+    size = K.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    found, info = torch.linalg.cholesky_ex(K + jitter * torch.diag_embed(size.expand(K.shape[:-1])))
+    if bool(info.any()):
+        raise NotPositiveDefiniteError(f"The {name} is singular to rounding at relative jitter {jitter:g}.")
+    return found, jitter

@@ -44,7 +44,7 @@ class Stream:
         Share of the variance of the noise (or of one over the curvature of the log likelihood) from which on the prior
         variance of a row that inducing points leave counts as not explained.
     loss_tol : float, default=0.1
-        Nats that may be lost in a batch when inducing points make room for others.
+        Nats that may be lost in a batch when inducing points make room for others that save less than that.
     dense_rows : int, default=1000
         Up to so many rows ``family="auto"`` keeps them all and is exact.
 

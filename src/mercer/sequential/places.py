@@ -22,14 +22,16 @@ def next_inducing(
     sites: TiedSites,
     *,
     most: int,
-    enough: float,
+    curvature: float,
+    residual_tol: float,
     loss_tol: float,
     policy: NumericalPolicy,
 ) -> Tensor:
     """Return the inducing points for a stream that brings the rows X.
 
-    Rows whose conditional variance given Z is more than ``enough`` are added greedily. Where there is no room, points
-    that cost least make some, as long as no more than ``loss_tol`` nats are lost by it.
+    Rows that Z leaves unexplained are added, the worst first. Where there is no room for all, old and new points are
+    chosen anew, the least explained first, if that loses less than it saves: ½ tr(N Cov(u | u')) nats of what is known
+    against ½ Σ β Var(f | u) nats of the rows to come.
 
     Parameters
     ----------
@@ -41,47 +43,60 @@ def next_inducing(
         What is known at Z.
     most : int
         Never more points than these.
-    enough : float
-        Variance that may stay unexplained, in units of f²; no less than 1e-8 and no more than half of the prior's.
+    curvature : float
+        β, expected curvature of the log likelihood of a row, summed over latents, in 1/f².
+    residual_tol : float
+        β times the variance that a row may keep; less than 1e-8 of the prior's is never asked for, and more than half
+        never left.
     loss_tol : float
-        Nats, summed over latents.
+        Nats, summed over latents, that may be lost even where less is saved by it.
     policy : NumericalPolicy
 
     Returns
     -------
     (m', d)
-        Kept points first, in their order.
+        Kept points first where there is room.
 
     Notes
     -----
     O((m + b) m²) operations. A superset loses nothing, so that growth is free of error (Chang et al., 2023).
     """
-    found = _unexplained(prior, Z, X[:_AT_ONCE], most, enough, policy)
-    excess = len(Z) + len(found) - most
-    if excess <= 0:
+    looked_at = _spread(X, _AT_ONCE)
+    enough = residual_tol / max(curvature, torch.finfo(X.dtype).tiny)
+    found = _unexplained(prior, Z, looked_at, most, enough, policy)
+    if len(Z) + len(found) <= most:
         return torch.cat([Z, found])
-    cost = _cost_of_leaving(prior, Z, sites, policy)
-    order = cost.argsort()
-    # dropping one costs what it says, several cost more than the sum
-    n_dropped = min(excess, int((cost[order].cumsum(0) <= loss_tol).sum()))
-    while True:
-        kept = torch.ones(len(Z), dtype=torch.bool, device=Z.device)
-        kept[order[:n_dropped]] = False
-        proposed = torch.cat([Z[kept], found[: most - len(Z) + n_dropped]])
-        if n_dropped == 0 or float(sites.loss(Projection(prior, Z, proposed, policy)).sum()) <= loss_tol:
-            return proposed
-        n_dropped //= 2
+    grown = torch.cat([Z, found[: max(0, most - len(Z))]])
+    candidates = torch.cat([Z, found])
+    K = gram(prior.kernel, candidates, policy=policy)
+    chosen = greedy_variance(lambda j: K[..., j, :], K.diagonal(dim1=-2, dim2=-1), most).index
+    proposed = candidates[chosen.sort().values]
+    loss = float(sites.loss(Projection(prior, Z, proposed, policy)).sum())
+    left = [_residual(prior, each, looked_at, policy)[0].sum() for each in (grown, proposed)]
+    saved = 0.5 * curvature * len(X) / len(looked_at) * float(left[0] - left[1])
+    return proposed if loss <= max(loss_tol, saved) else grown
+
+
+def _spread(X: Tensor, n: int) -> Tensor:
+    """Return at most n of the rows: rows of a batch are sorted, and its beginning is not all of it."""
+    if len(X) <= n:
+        return X
+    return X[torch.linspace(0, len(X) - 1, n, dtype=torch.float64, device=X.device).round().long()]
+
+
+def _residual(prior: Prior, Z: Tensor, X: Tensor, policy: NumericalPolicy) -> tuple[Tensor, Tensor]:
+    """Return the prior variance that Z leaves of the rows X, (b,), and W with Cov(f | u) = k − WᵀW, (m, b)."""
+    if len(Z) == 0:
+        return diag(prior.kernel, X), X.new_zeros(1, len(X))
+    L, _ = inducing_factor(prior, Z, policy)
+    W = torch.linalg.solve_triangular(L, gram(prior.kernel, Z, X, policy=policy), upper=False)
+    return (diag(prior.kernel, X) - W.square().sum(-2)).clamp_min(0.0), W
 
 
 def _unexplained(prior: Prior, Z: Tensor, X: Tensor, most: int, enough: float, policy: NumericalPolicy) -> Tensor:
     """Return the rows of X that are least explained by Z and by each other, the worst first."""
+    residual, W = _residual(prior, Z, X, policy)
     variance = diag(prior.kernel, X)
-    if len(Z):
-        L, _ = inducing_factor(prior, Z, policy)
-        W = torch.linalg.solve_triangular(L, gram(prior.kernel, Z, X, policy=policy), upper=False)
-    else:
-        W = X.new_zeros(1, len(X))
-    residual = (variance - W.square().sum(-2)).clamp_min(0.0)
     limit = torch.full_like(variance, enough).clamp(1e-8 * variance, 0.5 * variance)
     wanted = (residual > limit).reshape(-1, len(X)).any(0)
     if not bool(wanted.any()):
@@ -93,16 +108,6 @@ def _unexplained(prior: Prior, Z: Tensor, X: Tensor, most: int, enough: float, p
 
     order = greedy_variance(row, residual, min(most, len(X))).index
     conditional = gram(prior.kernel, X[order], policy=policy) - W[..., order].mT @ W[..., order]
-    own = torch.diag_embed(1e-2 * limit[..., order])
-    pivots = torch.linalg.cholesky_ex(conditional + own)[0].diagonal(dim1=-2, dim2=-1).square()
-    explained = (pivots > limit[..., order]).reshape(-1, len(order)).any(0)
-    return X[order[: int(explained.long().cumprod(0).sum())]]
-
-
-def _cost_of_leaving(prior: Prior, Z: Tensor, sites: TiedSites, policy: NumericalPolicy) -> Tensor:
-    """Return the nats lost without each of the points alone, ½ N_jj / [K_uu⁻¹]_jj summed over latents, (m,)."""
-    L, _ = inducing_factor(prior, Z, policy)
-    eye = torch.eye(len(Z), dtype=Z.dtype, device=Z.device)
-    inverse = torch.linalg.solve_triangular(L, eye, upper=False).square().sum(-2)
-    cost = 0.5 * sites.precision.diagonal(dim1=-2, dim2=-1).clamp_min(0.0) / inverse
-    return cost.reshape(-1, len(Z)).sum(0)
+    root, _ = torch.linalg.cholesky_ex(conditional + torch.diag_embed(1e-2 * limit[..., order]))
+    useful = (root.diagonal(dim1=-2, dim2=-1).square() > limit[..., order]).reshape(-1, len(order)).any(0)
+    return X[order[: int(useful.long().cumprod(0).sum())]]

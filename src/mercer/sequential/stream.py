@@ -333,9 +333,14 @@ def _moved(model: Model, state: StreamState, X: Tensor, curvature: float, option
     if options.inducing == "fixed" and len(state.Z):
         return state, 0.0
     tied = sites_of(model, state.total)
-    enough = options.residual_tol / max(curvature, 1e-300)
     most = int(getattr(model.family, "n_inducing", options.n_inducing))
-    how: dict[str, Any] = {"most": most, "enough": enough, "loss_tol": options.loss_tol, "policy": model.policy}
+    how: dict[str, Any] = {
+        "most": most,
+        "curvature": curvature,
+        "residual_tol": options.residual_tol,
+        "loss_tol": options.loss_tol,
+        "policy": model.policy,
+    }
     Z = next_inducing(model.prior, state.Z, X, tied, **how)
     if torch.equal(Z, state.Z):
         return state, 0.0
@@ -410,7 +415,7 @@ def _prequential(
         v = diag(model.prior.kernel, batch.X).expand(latent_shape(model, batch))
         m = model.prior.mean_at(batch.X).expand(v.shape)
     beta = model.likelihood.expected_log_prob(batch.y, m, v, **batch.side).beta
-    curvature = float(beta.abs().nanmean())
+    curvature = float(beta.abs().reshape(-1, batch.n_rows).sum(0).nanmean())
     if state.n_batches == 0:
         return float("nan"), 0.0, state.scores, curvature
     density = model.likelihood.log_predictive_density(batch.y, m, v, **batch.side)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mercer.families import Exact, InducingVecchia, Prior, SparseInverseCholesky
+from mercer.families import Exact, Inducing, InducingVecchia, Prior, SparseInverseCholesky
 from mercer.kernels import RBF, Linear, Matern12, Matern32, Periodic, PolynomialKernel
 from mercer.kernels.means import constant_mean
 from mercer.testing import check_family
@@ -15,13 +15,23 @@ UNTIED = torch.tensor([[0.0], [0.73], [1.17], [2.0], [2.61], [3.3], [4.0]], dtyp
 SUM = Prior(Matern32(0.7, outputscale=0.5) + Linear(0.3) * RBF(2.0), constant_mean(-1.0))
 ROUGH = Prior(Matern12(0.8, outputscale=2.0))
 
-# name: (family, prior, X, options); neighbours are all others, so that all families are exact
+# name: (family, prior, X, options); neighbours are all others and inducing points all rows, so that all families are exact
 TABLE = {
     "exact": (Exact(), None, None, {}),
     "exact, one column, no mean": (Exact(), ROUGH, LINE, {}),
     "exact, kernel expression": (Exact(), SUM, LINE, {}),
     "exact, kernel without a spectrum": (Exact(), Prior(Matern32(0.7) + PolynomialKernel(2).double()), LINE, {}),
     "exact, periodic": (Exact(), Prior(Matern32(2.0) * Periodic(1.9, 0.7)), LINE, {}),
+    # but for the variance that inducing values have of their own
+    "inducing": (Inducing(), None, None, {"rtol": 1e-7}),
+    "inducing, one column, no mean": (Inducing(), ROUGH, LINE, {"rtol": 1e-7}),
+    "inducing, kernel expression": (Inducing(), SUM, LINE, {"rtol": 1e-7}),
+    "inducing, kernel without a spectrum": (
+        Inducing(),
+        Prior(Matern32(0.7) + PolynomialKernel(2).double()),
+        LINE,
+        {"rtol": 1e-7},
+    ),
     "sic": (SparseInverseCholesky(), None, None, {}),
     "sic, response": (SparseInverseCholesky(form="response"), None, None, {}),
     "sic, latent": (SparseInverseCholesky(form="latent"), None, None, {}),

@@ -4,7 +4,7 @@ import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mercer import GPClassifier, GPCountRegressor, GPRegressor
-from mercer.families import SparseInverseCholesky
+from mercer.families import Inducing, SparseInverseCholesky
 
 DEFAULTS = [
     GPRegressor(),
@@ -13,6 +13,8 @@ DEFAULTS = [
     GPCountRegressor(max_iter=5),
     GPRegressor(family="sic"),
     GPClassifier(family="sic", max_iter=5),
+    GPRegressor(family=Inducing(4), max_iter=2),
+    GPClassifier(family=Inducing(4), max_iter=2),
 ]
 VARIANTS = [
     GPRegressor(dtype="float32"),
@@ -22,6 +24,11 @@ VARIANTS = [
     GPClassifier(family="sic", engine="laplace"),
     GPClassifier(family="sic", likelihood="softmax", max_iter=5),
     GPCountRegressor(family="sic", max_iter=5),
+    GPRegressor(family=Inducing(5)),
+    GPRegressor(family="inducing", dtype="float32"),
+    GPRegressor(family=Inducing(5, locations="fixed", placement="kmeans++"), likelihood="student_t"),
+    GPClassifier(family=Inducing(5), likelihood="softmax", max_iter=5),
+    GPCountRegressor(family=Inducing(50), max_iter=5),
     GPRegressor(likelihood="student_t", engine="dual"),
     GPRegressor(likelihood="student_t", engine="laplace"),
     GPRegressor(likelihood="student_t", engine="power_ep"),

@@ -6,8 +6,16 @@ imported at the first plot, never at import: ``pip install matplotlib``.
 """
 
 from mercer.display.calibration import CalibrationDisplay
+from mercer.display.continual import ContinualDisplay, StreamDisplay
 from mercer.display.evidence import EvidenceTraceDisplay
 from mercer.display.predictive import PredictiveDisplay
 from mercer.display.relevance import RelevanceDisplay
 
-__all__ = ["CalibrationDisplay", "EvidenceTraceDisplay", "PredictiveDisplay", "RelevanceDisplay"]
+__all__ = [
+    "CalibrationDisplay",
+    "ContinualDisplay",
+    "EvidenceTraceDisplay",
+    "PredictiveDisplay",
+    "RelevanceDisplay",
+    "StreamDisplay",
+]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from mercer.estimators._validation import to_numpy
+
 
 @dataclass
 class StreamScore:
@@ -19,7 +21,7 @@ class StreamScore:
     ----------
     n_rows : list of int
     log_score : list of float
-        Mean log predictive density of the batch before it was learned from, nats per row; NaN for the first.
+        Mean log predictive density of the batch before it was learned from, nats per target; NaN for the first.
     score : list of float
         What ``estimator.score`` says then (accuracy, R², D²); NaN for the first.
     seconds : list of float
@@ -33,34 +35,40 @@ class StreamScore:
 
     @property
     def nlpd(self) -> float:
-        """Negative log predictive density per row of all batches but the first."""
+        """Negative log predictive density of all batches but the first, a mean over rows."""
         scores, weight = np.array(self.log_score), np.array(self.n_rows)
         seen = np.isfinite(scores)
         return float(-np.average(scores[seen], weights=weight[seen])) if seen.any() else float("nan")
 
 
 def score_stream(
-    estimator: Any, batches: Iterator[tuple[Any, Any]], n_batches: int | None, **known: Any
+    estimator: Any, batches: Iterator[tuple[Any, ...]], n_batches: int | None = None, **known: Any
 ) -> StreamScore:
     """Score an estimator on each batch, then let it learn from it.
 
     Parameters
     ----------
     estimator : BaseGP
-    batches : iterator of (X, y)
-    n_batches : int or None
+    batches : iterator of (X, y) or (X, y, dict)
+        The dictionary holds values per row for ``partial_fit``.
+    n_batches : int, optional
         For the progress bar.
     **known
         Passed on to ``partial_fit``.
     """
     found = StreamScore()
-    for X, y in tqdm(batches, total=n_batches, desc=type(estimator).__name__, disable=not estimator.verbose):
+    for X, y, *rest in tqdm(batches, total=n_batches, desc=type(estimator).__name__, disable=not estimator.verbose):
+        per_row = {**known, **(rest[0] if rest else {})}
+        side = {name: per_row[name] for name in ("exposure", "noise_variance") if per_row.get(name) is not None}
+        weight = per_row.get("sample_weight")
         density = score = float("nan")
         if hasattr(estimator, "posterior_"):
-            density = float(np.nanmean(np.asarray(estimator.log_predictive_density(X, y))))
-            score = float(estimator.score(X, y)) if len(X) > 1 and not _has_missing(y) else score
+            density = _mean(to_numpy(estimator.log_predictive_density(X, y, **side)), weight)
+            if len(X) > 1 and not _has_missing(y):
+                exposure = {name: value for name, value in side.items() if name == "exposure"}
+                score = float(estimator.score(X, y, weight, **exposure))
         began = time.perf_counter()
-        estimator.partial_fit(X, y, **known)
+        estimator.partial_fit(X, y, **per_row)
         found.seconds.append(time.perf_counter() - began)
         found.n_rows.append(len(X))
         found.log_score.append(density)
@@ -68,6 +76,14 @@ def score_stream(
     return found
 
 
+def _mean(values: np.ndarray, weight: Any) -> float:
+    """Return the weighted mean over rows of what is not NaN."""
+    weights = np.broadcast_to(np.ones(1) if weight is None else to_numpy(weight), len(values))
+    seen = ~np.isnan(values.T)
+    weights = np.broadcast_to(weights, seen.shape)[seen]
+    return float(np.average(values.T[seen], weights=weights)) if weights.sum() > 0 else float("nan")
+
+
 def _has_missing(y: Any) -> bool:
-    values = np.asarray(y)
+    values = to_numpy(y)
     return values.dtype.kind == "f" and bool(np.isnan(values).any())

@@ -9,14 +9,14 @@ what a refit on all rows gives. Fantasies that differ in λ1 alone share C, M an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mercer._typing import Sites
 from mercer.families.base import Prior
-from mercer.families.pathwise import Paths
+from mercer.families.pathwise import Anchor, CorrectedPaths, standard_normal
 from mercer.families.sets import covariance_of_sets, lined_up
 from mercer.families.update import Update
 from mercer.kernels.evaluate import gram
@@ -67,7 +67,8 @@ class ConditionedPosterior:
         follows = any(each.requires_grad for each in (X, sites.linear, sites.precision))
         with torch.set_grad_enabled(follows):
             mean, C = base.joint(X)
-            self.n_latents = latent_dims(base, X)
+            nested = isinstance(base, ConditionedPosterior)
+            self.n_latents: int = base.n_latents if nested else mean.dim() - (X.dim() - 1)
             shapes = (each.shape[self.n_latents : -1] for each in (sites.linear, mean))
             self.sets: torch.Size = torch.broadcast_shapes(*shapes)
             self.update = Update.of(self._lined(C, 2), sites.precision)
@@ -183,15 +184,15 @@ class ConditionedPosterior:
         alone = self._anchor is not None and not self.sets and self.update.downdate is None
         return alone and self.base.pathwise
 
-    def paths(self, n_samples: int, generator: torch.Generator) -> ConditionedPaths:
+    def paths(self, n_samples: int, generator: torch.Generator) -> CorrectedPaths:
         """Draw ``n_samples`` functions for each latent; for a single set on a base that has functions."""
         assert self._anchor is not None
         functions = self.base.paths(n_samples, generator)
         g = functions(self.X) - self.prior.mean_at(self.X)
         # each draw's own data are off by noise of variance 1/λ2
-        noise = self.update.root * _normal(g.shape, g, generator)
+        noise = self.update.root * standard_normal(g.shape, g, generator)
         pull = self.sites.linear - self.sites.precision * g - noise
-        return ConditionedPaths(functions, self._anchor, self.update.residual(pull))
+        return CorrectedPaths(functions, self._anchor, self.update.residual(pull))
 
     def sample(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         """Draw the latent f at X (n, d): (n_samples, *b, *sets, n), as functions where `pathwise`."""
@@ -199,7 +200,7 @@ class ConditionedPosterior:
             return self.paths(n_samples, generator)(X)
         mean, covariance = self.joint(X)
         L = cholesky(covariance, self.policy, "posterior covariance").value
-        noise = _normal((n_samples, *mean.shape), X, generator)
+        noise = standard_normal((n_samples, *mean.shape), X, generator)
         return mean + (L @ noise.unsqueeze(-1)).squeeze(-1)
 
 
@@ -234,13 +235,6 @@ def condition_further(process: Any, X: Tensor, sites: Sites) -> ConditionedPoste
     precision = torch.cat([each.precision.expand(each.linear.shape) for each in both], -1)
     merged = Sites(torch.cat([each.linear for each in both], -1), precision)
     return ConditionedPosterior(process.base, torch.cat([process.X, X], -2), merged)
-
-
-class Anchor(Protocol):
-    """Covariances with f at some rows X (*t, Q, d)."""
-
-    def covariance(self, X_new: Tensor) -> Tensor:
-        """Return Cov(f(X), f(X_new)) set by set: (*b, *t, Q, q), latents that share it of size one."""
 
 
 def anchor(process: Any, X: Tensor) -> Anchor | None:
@@ -293,24 +287,3 @@ class _Chained:
         n_sets = max(each.dim() for each in parts) - 2 - process.n_latents
         first, weights, own = (process._lined(each, 2, n_sets) for each in parts)
         return first - weights.mT @ own
-
-
-@dataclass(frozen=True)
-class ConditionedPaths:
-    """Functions f(x) + c(x) w: those of the base, corrected by what the rows of ``anchor`` say."""
-
-    functions: Paths
-    anchor: Anchor
-    weights: Tensor  # (n_samples, *b, Q)
-
-    def __call__(self, X: Tensor) -> Tensor:
-        """Return all functions at X (*t, q, d): (n_samples, *b, *t, q)."""
-        cross = self.anchor.covariance(X)
-        weights = self.weights.unsqueeze(-2)
-        weights = lined_up(weights, self.weights.dim() - 1, X.dim() - 2, 2)
-        return self.functions(X) + (weights @ cross).squeeze(-2)
-
-
-def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    draw = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
-    return draw.to(like)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mercer._typing import Sites
 from mercer.families.base import Confession, Prior
-from mercer.families.pathwise import KernelPaths
+from mercer.families.pathwise import KernelPaths, standard_normal
 from mercer.families.sets import covariance_of_sets, joint_of_sets
 from mercer.kernels.evaluate import diag, gram
 from mercer.kernels.paths import prior_paths
@@ -278,7 +278,7 @@ class ExactPosterior:
         where: dict[str, Any] = {"d": X.shape[-1], "dtype": X.dtype, "device": X.device}
         functions = prior_paths(self.prior.kernel, n_paths, 2048, generator, **where)
         at_data = functions(X).reshape(n_samples, *batch, -1)
-        noise = self._normal(at_data.shape, X, generator)
+        noise = standard_normal(at_data.shape, X, generator)
         # prior draw's own residual s B⁻¹ (s g + η), η ~ N(0, I): the noise of site i has variance 1/λ2ᵢ
         root = self.factor.root
         weights = self.factor.residual - root * self.factor.solve(root * at_data + noise)
@@ -294,10 +294,5 @@ class ExactPosterior:
             return self.paths(n_samples, generator)(X)
         mean, covariance = self._joint(X)
         L = cholesky(covariance, self.plan.policy, "posterior covariance").value
-        noise = self._normal((n_samples, *mean.shape), X, generator)
+        noise = standard_normal((n_samples, *mean.shape), X, generator)
         return mean + (L @ noise.unsqueeze(-1)).squeeze(-1)
-
-    @staticmethod
-    def _normal(shape: torch.Size | tuple[int, ...], X: Tensor, generator: torch.Generator) -> Tensor:
-        draw = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
-        return draw.to(X)

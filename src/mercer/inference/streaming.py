@@ -17,14 +17,53 @@ from torch import Tensor
 
 from mercer._typing import Data, Info, Sites
 from mercer.families.moments import tied_from_white, whitened_moments
-from mercer.families.tied import GaussianStatistics
+from mercer.families.tied import GaussianStatistics, inducing_factor
 from mercer.inference.base import State
 from mercer.inference.conjugate import Conjugate
 from mercer.inference.objective import conjugate_evidence
-from mercer.kernels.evaluate import diag
+from mercer.kernels.evaluate import diag, gram
 
 if TYPE_CHECKING:
     from mercer.model import Model
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """How the prior variance that u leaves of past rows changes with hyperparameters, told from a sample of them.
+
+    Without it that variance, a part of what the noise has to account for, would be for ever what it was when rows came
+    in, and the noise variance of a stream that has learned since would be too large.
+
+    Parameters
+    ----------
+    rows : (M, d)
+    weight : (M,)
+        One over the probability that a row is in the sample.
+    before : () tensor
+        Σ weight · variance at the hyperparameters where the past was last accounted for.
+    """
+
+    rows: Tensor
+    weight: Tensor
+    before: Tensor
+
+    @classmethod
+    def at(cls, model: Model, Z: Tensor, rows: Tensor, weight: Tensor) -> Unexplained | None:
+        """Return it for the model's present hyperparameters; None where nothing is left unexplained."""
+        with torch.no_grad():
+            L, _ = inducing_factor(model.prior, Z, model.policy)
+            before = cls(rows, weight, Z.new_ones(())).sum(model, Z, L)
+        return cls(rows, weight, before) if float(before) > 0 else None
+
+    def sum(self, model: Model, Z: Tensor, L: Tensor) -> Tensor:
+        """Return Σ weight · Var(f | u) at the model's hyperparameters, differentiable."""
+        kernel = model.prior.kernel
+        W = torch.linalg.solve_triangular(L, gram(kernel, Z, self.rows, policy=model.policy), upper=False)
+        return (self.weight * (diag(kernel, self.rows) - W.square().sum(-2)).clamp_min(0.0)).sum()
+
+    def ratio(self, model: Model, Z: Tensor, L: Tensor) -> Tensor:
+        """Return how many times the variance is what it was before."""
+        return self.sum(model, Z, L) / self.before
 
 
 @dataclass(frozen=True)
@@ -35,6 +74,10 @@ class ConjugateStream:
     ----------
     past : GaussianStatistics
         At the plan's inducing points.
+    unexplained : Unexplained, optional
+        Makes ``past.residual`` a function of the hyperparameters.
+    offset : float
+        Nats that the past rows' densities have beside those in model units, where y has other units for the user.
 
     References
     ----------
@@ -42,6 +85,8 @@ class ConjugateStream:
     """
 
     past: GaussianStatistics
+    unexplained: Unexplained | None = None
+    offset: float = 0.0
     name: ClassVar[str] = "conjugate"
     evidence: ClassVar[str] = "exact"
 
@@ -60,8 +105,11 @@ class ConjugateStream:
         past = self.past
         posterior = self.init(model, plan, data).posterior if torch.is_grad_enabled() else state.posterior
         noise = noise_variance(model, past.count)
-        scale = -0.5 * past.count * (2 * math.pi * noise).log() - 0.5 * (past.squares + past.residual) / noise
-        return conjugate_evidence(model, posterior, data) + scale.sum()
+        residual = past.residual
+        if self.unexplained is not None:
+            residual = residual * self.unexplained.ratio(model, plan.Z, posterior.L)
+        scale = -0.5 * past.count * (2 * math.pi * noise).log() - 0.5 * (past.squares + residual) / noise
+        return conjugate_evidence(model, posterior, data) + scale.sum() + self.offset
 
 
 def noise_variance(model: Model, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -83,17 +84,15 @@ class Stream:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
         for name, low, high in (
             ("forgetting", 0.0, 1.0),
-            ("memory_weight", 1.0, float("inf")),
+            ("memory_weight", 1.0, math.inf),
             ("residual_tol", 0.0, 1.0),
-            ("loss_tol", 0.0, float("inf")),
+            ("loss_tol", 0.0, math.inf),
         ):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and low <= value <= high) or (name == "forgetting" and value == 0):
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}.")
+            fits = isinstance(value, Real) and low <= value <= high and math.isfinite(value)
+            if not fits or (name == "forgetting" and value == 0):
+                where = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                raise ValueError(f"{name} must be a finite number {where}, got {value!r}.")
         if self.memory_per_batch and self.memory is not None:
             raise ValueError("memory_per_batch is for memory=None, which has no limit in all; set memory=None.")
         get_policy(self.policy)
-
-    def capacity(self, n_kept: int, n_new: int) -> int:
-        """Return how many rows memory may hold after a batch of ``n_new``."""
-        return n_kept + min(self.memory_per_batch, n_new) if self.memory is None else self.memory

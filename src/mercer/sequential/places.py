@@ -30,8 +30,8 @@ def next_inducing(
     """Return the inducing points for a stream that brings the rows X.
 
     Rows that Z leaves unexplained are added, the worst first. Where there is no room for all, old and new points are
-    chosen anew, the least explained first, if that loses less than it saves: ½ tr(N Cov(u | u')) nats of what is known
-    against ½ Σ β Var(f | u) nats of the rows to come.
+    chosen anew, the least explained first, if that loses less information than it makes room for:
+    ½ log |I + N Cov(u | u')| nats of what is known against ½ Σ log(1 + β Var(f | u)) nats of the rows to come.
 
     Parameters
     ----------
@@ -71,17 +71,20 @@ def next_inducing(
     K = gram(prior.kernel, candidates, policy=policy)
     chosen = greedy_variance(lambda j: K[..., j, :], K.diagonal(dim1=-2, dim2=-1), most).index
     proposed = candidates[chosen.sort().values]
-    loss = float(sites.loss(Projection(prior, Z, proposed, policy)).sum())
-    left = [_residual(prior, each, looked_at, policy)[0].sum() for each in (grown, proposed)]
-    saved = 0.5 * curvature * len(X) / len(looked_at) * float(left[0] - left[1])
+    loss = float(_information(sites, Projection(prior, Z, proposed, policy)).sum())
+    left = [_residual(prior, each, looked_at, policy)[0] for each in (grown, proposed)]
+    told = [(curvature * each).log1p().sum() for each in left]
+    saved = 0.5 * len(X) / len(looked_at) * float(told[0] - told[1])
     return proposed if loss <= max(loss_tol, saved) else grown
 
 
-def _spread(X: Tensor, n: int) -> Tensor:
-    """Return at most n of the rows: rows of a batch are sorted, and its beginning is not all of it."""
-    if len(X) <= n:
-        return X
-    return X[torch.linspace(0, len(X) - 1, n, dtype=torch.float64, device=X.device).round().long()]
+def _information(sites: TiedSites, move: Projection) -> Tensor:
+    """Return ½ log |I + N Cov(u | u')|, (*b,): what u' cannot say of what is known of u, at most `TiedSites.loss`."""
+    values, vectors = torch.linalg.eigh(move.gap)
+    root = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+    inner = root.mT @ sites.precision @ root
+    inner = 0.5 * (inner + inner.mT) + torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
+    return torch.linalg.cholesky_ex(inner)[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def _residual(prior: Prior, Z: Tensor, X: Tensor, policy: NumericalPolicy) -> tuple[Tensor, Tensor]:
@@ -111,3 +114,8 @@ def _unexplained(prior: Prior, Z: Tensor, X: Tensor, most: int, enough: float, p
     root, _ = torch.linalg.cholesky_ex(conditional + torch.diag_embed(1e-2 * limit[..., order]))
     useful = (root.diagonal(dim1=-2, dim2=-1).square() > limit[..., order]).reshape(-1, len(order)).any(0)
     return X[order[: int(useful.long().cumprod(0).sum())]]
+
+
+def _spread(X: Tensor, most: int) -> Tensor:
+    """Return at most so many rows, evenly spaced in their order, so that a long batch is seen to its end."""
+    return X if len(X) <= most else X[torch.linspace(0, len(X) - 1, most, device=X.device).long()]

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from mercer._typing import Data, Sites
+from mercer.families.base import Confession
 from mercer.families.inducing_plan import InducingPlan
 from mercer.families.moments import tied_from_white, whitened_moments
 from mercer.families.tied import GaussianStatistics, Projection, TiedSites, inducing_factor
 from mercer.inference.base import latent_shape, run
 from mercer.inference.evidence import Evidence
-from mercer.inference.streaming import ConjugateStream, gaussian_statistics, noise_variance
+from mercer.inference.streaming import ConjugateStream, Unexplained, gaussian_statistics, noise_variance
 from mercer.inference.theta import ThetaVector
 from mercer.kernels.evaluate import diag, gram
 from mercer.linalg.cholesky import NotPositiveDefiniteError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Past = Any  # TiedSites, or GaussianStatistics where the noise is one unknown variance; a stream never mixes them
 _FEW_SCORES = 5
+_CHANCE = 9.2  # −log of how seldom a batch may be called surprising that is not
 _SETTLED = 1e-3  # nats per row that an iteration for hyperparameters has to gain
 
 
@@ -77,7 +79,7 @@ class StreamState:
     loss : float
         Nats lost so far where inducing points moved.
     moved : bool
-        Whether Z or hyperparameters ever changed after the first batch.
+        Whether Z, hyperparameters or weights of rows ever changed after the first batch.
     random : (k,) uint8 tensor
         State of the generator that draws memories.
     scores : tuple of float
@@ -100,9 +102,10 @@ class Update:
     """How one batch went.
 
     ``posterior`` is that of the memory's rows given the rest; ``kept`` (M,) says which of memory's and the batch's
-    rows, one after the other, are in memory now; ``loss`` are nats lost by moving inducing points; ``score`` is the
-    mean log density of the batch before it was learned from (NaN for the first), and ``surprise`` how many standard
-    deviations that is below the batches before.
+    rows, one after the other, are in memory now; ``value`` is J at the end; ``loss`` are nats lost by moving inducing
+    points; ``score`` is the mean log density of the batch before it was learned from (NaN for the first), and
+    ``surprise`` how many standard deviations that is below the batches before, no fewer than chance alone explains in
+    so few rows; ``confession`` is about memory's and the batch's rows.
     """
 
     state: StreamState
@@ -117,6 +120,7 @@ class Update:
     converged: bool
     score: float
     surprise: float
+    confession: Confession
     notes: tuple[str, ...]
 
 
@@ -157,6 +161,20 @@ def posterior_of(model: Model, state: StreamState) -> Any:
     return model.family.condition(model.prior, plan, state.memory.sites)
 
 
+@torch.no_grad()
+def evidence_of(model: Model, state: StreamState) -> float:
+    """Return J of the memory's rows given all others, in nats.
+
+    For Gaussian noise of one variance it is the bound for all rows; otherwise constants of rows that are gone are
+    gone too, and only differences between hyperparameters mean something.
+    """
+    engine, rest = given(model, state.total - state.memory.share)
+    model = replace(model, engine=engine)
+    data = replace(state.memory.data, weight=state.memory.counted)
+    plan = InducingPlan(data.X, state.Z, model.policy, rest=rest)
+    return float(engine.objective(model, plan, engine.init(model, plan, data, state.memory.sites), data))
+
+
 def update(model: Model, state: StreamState, batch: Data, options: Stream, learn: bool = True) -> Update:
     """Take in one batch.
 
@@ -185,8 +203,13 @@ def update(model: Model, state: StreamState, batch: Data, options: Stream, learn
     sites = Sites(*(_padded(each, batch.n_rows) for each in (memory.sites.linear, memory.sites.precision)))
     n_iter = n_evaluations = 0
     notes: list[str] = []
+    unexplained = _unexplained(model, state)
     if learn:
-        n_iter, n_evaluations, notes = _learn(model, state, rest, rows, batch, sites, options)
+        n_iter, n_evaluations, notes = _learn(model, state, rest, rows, batch, sites, options, unexplained)
+    if unexplained is not None:
+        with torch.no_grad():
+            ratio = unexplained.ratio(model, state.Z, inducing_factor(model.prior, state.Z, model.policy)[0])
+        rest = replace(rest, residual=ratio * rest.residual)
     engine, tied = given(model, rest)
     counted = rows
     if options.memory_weight != 1.0:
@@ -201,7 +224,7 @@ def update(model: Model, state: StreamState, batch: Data, options: Stream, learn
     if not np.isfinite(value):
         raise NotPositiveDefiniteError("The objective of the batch is not a finite number: y or X is out of range.")
     generator = torch.Generator()
-    generator.set_state(state.random)
+    generator.set_state(state.random.cpu())
     n_seen = state.n_seen + batch.n_rows
     kept, inclusion = _remember(model, posterior, counted, memory, n_seen, options, generator)
     found = posterior.sites
@@ -211,59 +234,74 @@ def update(model: Model, state: StreamState, batch: Data, options: Stream, learn
     share = _share(model, posterior, counted, kept)
     own = Sites(expanded.linear[..., kept], expanded.precision[..., kept])
     memory = Memory(rows.rows(kept), own, inclusion, share, counted.weight[kept])
-    moved = state.moved or (state.n_batches > 0 and n_iter > 0)
+    weighed = options.forgetting != 1.0 or options.memory_weight != 1.0
+    moved = state.moved or (state.n_batches > 0 and (n_iter > 0 or weighed))
     after = StreamState(
         state.Z, total, memory, n_seen, state.n_batches + 1, state.loss, moved, generator.get_state(), scores
     )
-    outcome = (inference.n_steps, n_iter, n_evaluations, inference.converged, score, surprise)
+    outcome = (inference.n_steps, n_iter, n_evaluations, inference.converged, score, surprise, posterior.confess())
     all_notes = (*notes, *inference.notes)
     return Update(after, posterior_of(model, after), engine, kept, value, loss, *outcome, all_notes)
 
 
 @torch.no_grad()
-def without(model: Model, state: StreamState, inside: Tensor, gone: Data | None) -> StreamState:
-    """Return the state without some rows: those at ``inside`` of memory, and ``gone``, whose statistics are taken off.
+def without(model: Model, state: StreamState, left: Tensor, gone: Data | None) -> StreamState:
+    """Return the state without some rows.
 
-    Exact for rows in memory. Of others, with Gaussian noise, what is subtracted is what they would say at the present
-    inducing points and hyperparameters.
+    Exact for rows in memory, as far as inference is: the sites of those that stay are found anew. Of others, with
+    Gaussian noise, what is subtracted is what they would say at the present inducing points and hyperparameters.
+
+    Parameters
+    ----------
+    model, state
+    left : (M,)
+        Share of each of memory's rows that stays, from 0 to 1.
+    gone : Data or None
+        Rows that are in memory no more; their statistics are taken off.
 
     Raises
     ------
     ValueError
         What is left would be negative: the rows were not among those seen.
     """
-    memory = state.memory
-    stays = torch.ones(memory.data.n_rows, dtype=torch.bool, device=state.Z.device)
-    stays[inside] = False
-    index = stays.nonzero().squeeze(-1)
-    own = Sites(memory.sites.linear[..., index], memory.sites.precision[..., index])
-    share = _share_of_memory(model, state, index)
-    total = state.total - (memory.share - share)
-    n_gone = len(inside)
+    memory, rest = state.memory, state.total - state.memory.share
+    n_seen = state.n_seen - int((left <= 0).sum())
     if gone is not None:
         L, _ = inducing_factor(model.prior, state.Z, model.policy)
-        total = total - gaussian_statistics(model, state.Z, L, gone)
-        n_gone += gone.n_rows
-    left = sites_of(model, total - share).precision
-    smallest, largest = (torch.linalg.eigvalsh(left)[..., k] for k in (0, -1))
-    if n_gone > state.n_seen or bool((smallest < -1e-6 * largest.clamp_min(1.0)).any()):
-        raise ValueError("the rows cannot have been among those seen: what is left without them is less than nothing.")
-    memory = Memory(memory.data.rows(index), own, memory.inclusion[index], share, memory.counted[index])
-    return replace(state, total=total, memory=memory, n_seen=state.n_seen - n_gone)
+        rest = rest - gaussian_statistics(model, state.Z, L, gone)
+        n_seen -= gone.n_rows
+        values = torch.linalg.eigvalsh(sites_of(model, rest).precision)
+        if n_seen < 0 or bool((values[..., 0] < -1e-6 * values[..., -1].clamp_min(1.0)).any()):
+            raise ValueError("the rows cannot have been among those seen: without them less than nothing is left.")
+    index = (left > 0).nonzero().squeeze(-1)
+    some = left[index]
+    data = memory.data.rows(index)
+    data = replace(data, weight=data.weight * some)
+    sites = Sites(memory.sites.linear[..., index] * some, memory.sites.precision[..., index] * some)
+    return _with_memory(
+        model,
+        replace(state, n_seen=n_seen),
+        rest,
+        Memory(data, sites, memory.inclusion[index], memory.share, memory.counted[index] * some),
+    )
 
 
-def _share_of_memory(model: Model, state: StreamState, index: Tensor) -> Past:
-    """Return what the memory's rows ``index`` account for."""
-    sites = state.memory.sites
-    data = replace(state.memory.data.rows(index), weight=state.memory.counted[index])
-    L, _ = inducing_factor(model.prior, state.Z, model.policy)
-    if isinstance(state.total, GaussianStatistics):
-        return gaussian_statistics(model, state.Z, L, data)
-    own = (sites.linear[..., index], sites.precision[..., index])
-    return tied_from_white(L, *whitened_moments(model.prior.kernel, data.X, state.Z, L, *own, model.policy))
+def _with_memory(model: Model, state: StreamState, rest: Past, memory: Memory) -> StreamState:
+    """Return the state whose total is ``rest`` and the rows of ``memory``, whose sites are found anew given it."""
+    data = replace(memory.data, weight=memory.counted)
+    sites = memory.sites
+    if not model.likelihood.conjugate:
+        plan = InducingPlan(data.X, state.Z, model.policy, rest=rest)
+        sites = run(model, plan, data, sites).state.sites
+    memory = replace(memory, sites=sites)
+    share = _share_of(model, state, memory)
+    return replace(state, total=rest + share, memory=replace(memory, share=share))
 
 
-def merged(model: Model, states: Sequence[StreamState], common: StreamState | None, options: Stream) -> StreamState:
+@torch.no_grad()
+def merged(
+    model: Model, states: Sequence[StreamState], common: StreamState | None, options: Stream
+) -> tuple[StreamState, Tensor]:
     """Return the stream that has seen what all of ``states`` have, at equal hyperparameters and inducing points.
 
     Parameters
@@ -277,10 +315,16 @@ def merged(model: Model, states: Sequence[StreamState], common: StreamState | No
     options : Stream
         For the size of the memory: of all memories together the policy chooses anew.
 
+    Returns
+    -------
+    StreamState
+    (M,) int tensor
+        Which rows of all memories, one after the other, are in memory now. Equal rows have become one.
+
     Raises
     ------
     ValueError
-        Inducing points differ.
+        Inducing points differ, or rows have been weighed since the streams parted.
     """
     first = states[0]
     for other in (*states[1:], *(() if common is None else (common,))):
@@ -292,29 +336,77 @@ def merged(model: Model, states: Sequence[StreamState], common: StreamState | No
     total, n_seen = first.total, first.n_seen
     for other in states[1:]:
         total, n_seen = total + other.total, n_seen + other.n_seen
-    if common is not None:
-        extra = len(states) - 1
-        total, n_seen = total - common.total.scale(float(extra)), n_seen - extra * common.n_seen
     memories = [state.memory for state in states]
     data = memories[0].data
     for memory in memories[1:]:
         data = _joined(data, memory.data)
-    parts = [(each.sites.linear, each.sites.precision) for each in memories]
-    sites = Sites(*(torch.cat(each, -1) for each in zip(*parts, strict=True)))
-    inclusion, counted = (torch.cat([getattr(each, name) for each in memories]) for name in ("inclusion", "counted"))
-    # a row that was in memory when they parted is in several memories
-    _, place = torch.unique(torch.cat([data.X, data.y.reshape(-1, data.n_rows).mT], -1), dim=0, return_inverse=True)
-    earliest = torch.full((int(place.max()) + 1 if len(place) else 0,), data.n_rows, device=place.device)
-    earliest.scatter_reduce_(0, place, torch.arange(data.n_rows, device=place.device), "amin")
-    kept = earliest.sort().values
+    owner = torch.cat([torch.full((each.data.n_rows,), k) for k, each in enumerate(memories)]).to(data.X.device)
+    inclusion = torch.cat([each.inclusion for each in memories])
+    amounts = torch.cat([_amounts(each) for each in memories], -1)
+    if common is not None:
+        if options.forgetting != 1.0 or options.memory_weight != 1.0:
+            raise ValueError("merge with a common start needs forgetting=1 and memory_weight=1; rows count otherwise.")
+        extra = len(states) - 1
+        total, n_seen = total - common.total.scale(float(extra)), n_seen - extra * common.n_seen
+        data = _joined(data, common.memory.data)
+        owner = torch.cat([owner, owner.new_full((common.memory.data.n_rows,), -1)])
+        amounts = torch.cat([amounts, _amounts(common.memory)], -1)
+    place, n_places = _equal_rows(data)
+    positions = torch.arange(data.n_rows, device=place.device)
+    if common is not None:
+        # a row of the common start that several memories hold is one row: all but one of its copies go
+        shared = torch.unique(torch.stack([place[owner >= 0], owner[owner >= 0]]), dim=1)[0]
+        n_holders = torch.bincount(shared, minlength=n_places)
+        copies = (n_holders - 1).clamp_min(0)[place[owner < 0]]
+        amounts = torch.cat([amounts[..., owner >= 0], -copies * amounts[..., owner < 0]], -1)
+    sums = amounts.new_zeros(*amounts.shape[:-1], n_places).index_add_(-1, place, amounts)
+    mine = owner >= 0
+    earliest = torch.full((n_places,), data.n_rows, device=place.device)
+    earliest.scatter_reduce_(0, place[mine], positions[mine], "amin")
+    kept, order = earliest[earliest < data.n_rows].sort()
+    sums = sums[..., earliest < data.n_rows][..., order]
+    weight, counted = (sums[k][(0,) * (sums.dim() - 2)] for k in (0, 1))
+    memory = Memory(
+        replace(data.rows(kept), weight=weight), Sites(sums[2], sums[3]), inclusion[kept], first.memory.share, counted
+    )
+    state = replace(first, total=total, memory=memory, n_seen=n_seen, n_batches=max(each.n_batches for each in states))
+    state = replace(state, memory=replace(memory, share=_share_of(model, state, memory)))
     if options.memory is not None and len(kept) > options.memory:
-        kept = kept[inclusion[kept].argsort(stable=True)[: options.memory]].sort().values
-    own = Sites(sites.linear[..., kept], sites.precision[..., kept])
-    memory = Memory(data.rows(kept), own, inclusion[kept], first.memory.share, counted[kept])
-    n_batches = max(state.n_batches for state in states)
-    state = replace(first, total=total, memory=memory, n_seen=n_seen, n_batches=n_batches)
-    share = _share_of_memory(model, state, torch.arange(len(kept), device=kept.device))
-    return replace(state, memory=replace(memory, share=share))
+        generator = torch.Generator()
+        generator.set_state(state.random.cpu())
+        counts = replace(memory.data, weight=counted)
+        index, chance = _remember(model, posterior_of(model, state), counts, memory, n_seen, options, generator)
+        own = Sites(memory.sites.linear[..., index], memory.sites.precision[..., index])
+        memory = Memory(memory.data.rows(index), own, chance, memory.share, counted[index])
+        state = replace(state, memory=memory, random=generator.get_state())
+        state = replace(state, memory=replace(memory, share=_share_of(model, state, memory)))
+        kept = kept[index]
+    return _with_memory(model, state, state.total - state.memory.share, state.memory), kept
+
+
+def _amounts(memory: Memory) -> Tensor:
+    """Return what adds up where rows are the same: weight, counted weight and sites, (4, *b, M)."""
+    linear, precision = torch.broadcast_tensors(memory.sites.linear, memory.sites.precision)
+    return torch.stack(torch.broadcast_tensors(memory.data.weight, memory.counted, linear, precision))
+
+
+def _equal_rows(data: Data) -> tuple[Tensor, int]:
+    """Return the number of each row (n,) among the different ones, and how many these are; NaN equals NaN."""
+    if data.n_rows == 0:
+        return torch.zeros(0, dtype=torch.long, device=data.X.device), 0
+    y = data.y.reshape(-1, data.n_rows)
+    columns = [y.nan_to_num(0.0), y.isnan().to(y), *(each.reshape(-1, data.n_rows) for each in data.side.values())]
+    _, place = torch.unique(torch.cat([data.X, torch.cat(columns).mT], -1), dim=0, return_inverse=True)
+    return place, int(place.max()) + 1
+
+
+def _share_of(model: Model, state: StreamState, memory: Memory) -> Past:
+    """Return what the memory's rows account for at their present sites."""
+    L, _ = inducing_factor(model.prior, state.Z, model.policy)
+    if isinstance(state.total, GaussianStatistics):
+        return gaussian_statistics(model, state.Z, L, replace(memory.data, weight=memory.counted))
+    own = (memory.sites.linear, memory.sites.precision)
+    return tied_from_white(L, *whitened_moments(model.prior.kernel, memory.data.X, state.Z, L, *own, model.policy))
 
 
 def _joined(first: Data, second: Data) -> Data:
@@ -353,18 +445,29 @@ def _moved(model: Model, state: StreamState, X: Tensor, curvature: float, option
     ), loss
 
 
-def _most(model: Model, options: Stream) -> int:
-    return int(getattr(model.family, "n_inducing", options.n_inducing))
+def _unexplained(model: Model, state: StreamState) -> Unexplained | None:
+    """Return how memory tells of the variance that inducing points leave of rows that are gone; None without it."""
+    memory = state.memory
+    if not isinstance(state.total, GaussianStatistics) or memory.data.n_rows == 0:
+        return None
+    return Unexplained.at(model, state.Z, memory.data.X, 1.0 / memory.inclusion.to(memory.data.X))
 
 
 def _learn(
-    model: Model, state: StreamState, rest: Past, rows: Data, batch: Data, sites: Sites, options: Stream
+    model: Model,
+    state: StreamState,
+    rest: Past,
+    rows: Data,
+    batch: Data,
+    sites: Sites,
+    options: Stream,
+    unexplained: Unexplained | None,
 ) -> tuple[int, int, list[str]]:
     """Climb a few iterations from the present hyperparameters; return iterations, evaluations and what to report."""
-    vector = ThetaVector(model)
+    memory = state.memory
+    vector = ThetaVector(model) if state.n_seen == memory.data.n_rows else _Scales(model)
     if len(vector) == 0:
         return 0, 0, []
-    memory = state.memory
     n_old = memory.data.n_rows
     if options.objective == "hybrid" or state.n_batches == 0:
         data = rows
@@ -378,21 +481,44 @@ def _learn(
         data = replace(rows, weight=torch.cat([rows.weight[:n_old] * each.to(rows.weight), batch.weight]))
         rest = rest.scale(0.0)
     engine, tied = given(model, rest)
+    if unexplained is not None:
+        engine = replace(engine, unexplained=unexplained)
     inner = replace(model, engine=engine)
     plan = InducingPlan(data.X, state.Z, model.policy, rest=tied)
     settled = _SETTLED * batch.n_rows
     evidence = Evidence(inner, plan, data, settled=settled)
-    evidence.sites = None if model.likelihood.conjugate else sites
+    evidence.sites, evidence.vector = None if model.likelihood.conjugate else sites, vector
     before = vector.read()
     try:
         learned = evidence.maximise(before, options.n_hyper_iter)
     except (NotPositiveDefiniteError, FloatingPointError) as failure:
         vector.write(before)
         return 0, evidence.n_evaluations, [f"hyperparameters were left as they were: {failure}"]
+    finally:
+        ThetaVector(model).zero_grad()
     vector.write(learned.theta)
     if learned.interrupted:
         raise KeyboardInterrupt
     return learned.n_iter, learned.n_evaluations, []
+
+
+class _Scales(ThetaVector):
+    """The hyperparameters that are learned while rows are gone: all but the locations of f, μ and thresholds in y.
+
+    What such rows say is held as sites of g = f − μ. Were a location to follow the rows at hand, the process would move
+    with it wherever those are that are gone, and nothing would object.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        owners = [name.partition(".")[0] for name, _ in self.parts]
+        scales = [h.log_scale for _, h in self.parts]
+        kept = [o == "kernel" or (o == "likelihood" and s) for o, s in zip(owners, scales, strict=True)]
+        sizes = [h.parameter.numel() for _, h in self.parts]
+        self.parts = [part for part, stays in zip(self.parts, kept, strict=True) if stays]
+        entries = np.repeat(np.array(kept, dtype=bool), sizes)
+        self.names = [name for name, stays in zip(self.names, entries, strict=True) if stays]
+        self.bounds, self.scale = self.bounds[entries], self.scale[entries]
 
 
 def _share(model: Model, posterior: Any, data: Data, index: Tensor | None) -> Past:
@@ -419,12 +545,27 @@ def _prequential(
     if state.n_batches == 0:
         return float("nan"), 0.0, state.scores, curvature
     density = model.likelihood.log_predictive_density(batch.y, m, v, **batch.side)
-    score = float(density.masked_fill(batch.y.isnan(), float("nan")).nanmean())
+    seen = ~batch.y.isnan()
+    weight = batch.weight * seen
+    score = float((weight * density.masked_fill(~seen, 0.0)).sum() / weight.sum())
     n, mean, squares = state.scores
-    surprise = (mean - score) / (squares / (n - 1)) ** 0.5 if n >= _FEW_SCORES and squares > 0 else 0.0
+    surprise = (mean - score) / _spread(state.scores, int(seen.sum())) if n >= _FEW_SCORES else 0.0
+    if not np.isfinite(score):
+        return score, surprise, state.scores, curvature
     step = score - mean
     mean += step / (n + 1)
     return score, surprise, (n + 1, mean, squares + step * (score - mean)), curvature
+
+
+def _spread(scores: tuple[float, float, float], n_targets: int) -> float:
+    """Return the standard deviation to expect of the next score, by those before and by chance.
+
+    The log density of one target falls like ½ χ² of one degree of freedom at worst: the tail of a mean of so few of
+    them is that of Bernstein's inequality, which here counts as four standard deviations.
+    """
+    n, _, squares = scores
+    chance = (_CHANCE / n_targets) ** 0.5 + _CHANCE / n_targets
+    return max((squares / (n - 1) * (1 + 1 / n)) ** 0.5, 0.25 * chance)
 
 
 @torch.no_grad()

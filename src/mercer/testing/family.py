@@ -57,8 +57,8 @@ def check_family(
     Notes
     -----
     Checked: mean, marginals, joint, values at the data, log normaliser, evidence, KL and site terms; zero precision
-    gives the prior; a batch equals its members; rows may be permuted and chunked; gradients; moments and
-    reproducibility of samples; float32, pickling and device.
+    gives the prior; a batch equals its members; sets of rows equal each alone, with gradients in the inputs; rows may
+    be permuted and chunked; gradients; moments and reproducibility of samples; float32, pickling and device.
 
     Examples
     --------
@@ -84,6 +84,7 @@ def check_family(
     _check_zero_precision(family, prior, plan, X, rtol)
     _check_rows(family, prior, X, rtol)
     _check_gradients(family, prior, plan, len(X), rtol, negative)
+    _check_sets(family.condition(prior, plan, batch_of_sites(len(X))), X, max(rtol, 1e-7))
     _check_samples(family.condition(prior, plan, batch_of_sites(len(X))), X, rtol)
     _check_copies(family.condition(prior, plan, batch_of_sites(len(X))), X)
     _check_moved(family, prior, X, NumericalPolicy(dtype=torch.float32), SINGLE)
@@ -239,6 +240,34 @@ def _check_gradients(family: Family, prior: Prior, plan: Any, n: int, rtol: floa
         for name, slope in zip(values, expected, strict=True):
             message = f"the gradient of {name} in {leaf} differs from finite differences"
             _near((slopes[name][i] * direction).sum(), slope, max(rtol, 1e-7), message)
+
+
+def _check_sets(posterior: Any, X: Tensor, rtol: float) -> None:
+    """Sets of rows in a batch are what each is alone; no rows are none; gradients in the rows."""
+    sets = torch.stack([_test_rows(X), _test_rows(X).flip(0) + 0.11, X[[1, 3, 0]]]).unsqueeze(1).requires_grad_()
+    mean, covariance = posterior.joint(sets)
+    for i, rows in enumerate(sets.squeeze(1)):
+        alone = posterior.joint(rows)
+        for name, found, expected in zip(
+            ("mean", "covariance"), (mean[:, i, 0], covariance[:, i, 0]), alone, strict=True
+        ):
+            _near(found, expected, ALGEBRA, f"the joint {name} of a set in a batch differs from that of the set alone")
+    no_rows, none = posterior.joint(sets[:, :, :0])
+    assert no_rows.shape == (len(mean), 3, 1, 0), f"the joint mean of no rows has shape {tuple(no_rows.shape)}"
+    assert none.shape == (len(mean), 3, 1, 0, 0), f"the joint covariance of no rows has shape {tuple(none.shape)}"
+    weights = [draw(*value.shape, seed=seed) for seed, value in enumerate((mean, covariance))]
+
+    def functional() -> Tensor:
+        return sum(((a * b).sum() for a, b in zip(posterior.joint(sets[:2]), parts, strict=True)), mean.new_zeros(()))
+
+    parts = [weight[:, :2] for weight in weights]  # the others are data, where a nugget leaves a kink
+    (slope,) = torch.autograd.grad(functional(), sets)
+    direction = draw(*sets.shape, seed=13)
+    direction[2:] = 0.0
+    expected = difference(functional, sets, direction, step=1e-4)
+    _near(
+        (slope * direction).sum(), expected, rtol, "the gradient of joint in the rows differs from finite differences"
+    )
 
 
 @torch.no_grad()

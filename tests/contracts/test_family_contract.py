@@ -15,7 +15,7 @@ UNTIED = torch.tensor([[0.0], [0.73], [1.17], [2.0], [2.61], [3.3], [4.0]], dtyp
 SUM = Prior(Matern32(0.7, outputscale=0.5) + Linear(0.3) * RBF(2.0), constant_mean(-1.0))
 ROUGH = Prior(Matern12(0.8, outputscale=2.0))
 
-# name: (family, prior, X, options); neighbours are all others and inducing points all rows, so that all families are exact
+# name: (family, prior, X, options); neighbours are all others and inducing points all rows, so that all are exact
 TABLE = {
     "exact": (Exact(), None, None, {}),
     "exact, one column, no mean": (Exact(), ROUGH, LINE, {}),

@@ -5,9 +5,9 @@ import pytest
 import torch
 from inducing_toys import Z, kernel_of, problem
 from oracles import inducing as oracle
-from toys import DTYPE, X, normal
+from toys import DTYPE, normal
 
-from mercer._typing import Data, Sites
+from mercer._typing import Data
 from mercer.families import Inducing, Prior
 from mercer.families.inducing_plan import InducingPlan
 from mercer.inference import Conjugate, Dual, run

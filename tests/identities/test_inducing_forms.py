@@ -1,4 +1,4 @@
-"""Three expressions of KL[q(u) ‖ p(u)] and three coordinates of the dual parameters, which agree for all kinds of sites."""
+"""Three expressions of KL[q(u) ‖ p(u)] and three coordinates of dual parameters agree, for all kinds of sites."""
 
 import pytest
 import torch
@@ -54,7 +54,8 @@ def test_every_form_of_the_dual_parameters_gives_the_same_process(name, form):
     tied = posterior.tied()
     q = oracle.q_of_form("U", Kuu, tied.linear, tied.precision)
     first, second = oracle.dual_form(form, Kuu, *q)
-    mean, covariance = oracle.predict(Kuu, kernel(Z, X_NEW), kernel(X_NEW, X_NEW), *oracle.q_of_form(form, Kuu, first, second))
+    q = oracle.q_of_form(form, Kuu, first, second)
+    mean, covariance = oracle.predict(Kuu, kernel(Z, X_NEW), kernel(X_NEW, X_NEW), *q)
     found = posterior.joint(X_NEW)
     torch.testing.assert_close(found[0], mean, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(found[1], covariance, rtol=1e-11, atol=1e-11)

@@ -117,6 +117,11 @@ def test_the_latent_of_classes_is_that_of_the_estimator(fitted):
     np.testing.assert_allclose(probs.detach().numpy(), estimator.predict_proba(NEAR.numpy()), rtol=1e-10)
 
 
+def test_data_without_noise():
+    X = torch.linspace(0, 1, 8, dtype=DTYPE).unsqueeze(-1)
+    check_botorch_model(GPRegressor().fit(X, X[:, 0].sin()), X[1:7] + 0.03)
+
+
 def test_model_and_estimator_share_nothing(fitted):
     estimator = fitted["gaussian"]
     before = estimator.predict(X)
@@ -172,15 +177,15 @@ def test_posterior_and_fantasies_equal_botorchs(pair):
     new = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
     for noise in (False, True):
         one, other = (model.posterior(new, observation_noise=noise) for model in (ours, theirs))
-        torch.testing.assert_close(one.mean, other.mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(
-            one.distribution.covariance_matrix, other.distribution.covariance_matrix, rtol=1e-5, atol=1e-5
+            one.distribution.covariance_matrix, other.distribution.covariance_matrix, rtol=1e-8, atol=1e-8
         )
     sampler = SobolQMCNormalSampler(torch.Size([4]), seed=1)
     one, other = (model.fantasize(new, sampler).posterior(inputs[:5]) for model in (ours, theirs))
     assert one.mean.shape == other.mean.shape == (4, 2, 5, 1)
-    torch.testing.assert_close(one.mean, other.mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(one.variance, other.variance, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.mean, other.mean, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(one.variance, other.variance, rtol=1e-7, atol=1e-7)
 
 
 def test_acquisition_values_equal_those_of_botorchs_model(pair):
@@ -208,7 +213,7 @@ def test_acquisition_values_equal_those_of_botorchs_model(pair):
     for name, value in values.items():
         # BoTorch adds jitter where covariances are nearly singular
         torch.testing.assert_close(
-            value(ours), value(theirs), rtol=2e-3, atol=2e-3, msg=lambda text, n=name: f"{n} {text}"
+            value(ours), value(theirs), rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n} {text}"
         )
 
 

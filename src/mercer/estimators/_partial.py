@@ -421,7 +421,7 @@ def _taken_off(known: Rows, unwanted: Rows) -> tuple[np.ndarray, np.ndarray]:
     """
 
     def keys(rows: Rows) -> list[bytes]:
-        table = np.column_stack([rows.X, rows.y.reshape(len(rows.y), -1)]) + 0.0
+        table = np.column_stack([rows.X, rows.y]) + 0.0
         table[np.isnan(table)] = np.nan  # of which there are many
         return [row.tobytes() for row in table]
 

@@ -226,8 +226,8 @@ class InducingPosterior:
             total = _pull(vectors, W.mT)
         else:
             chunks = chunks_of(len(plan.X), len(plan.Z), root.shape[:-2].numel(), plan.policy)
-            total = sum(_pull(vectors[..., rows], self._solve(plan.X[rows]).mT) for rows in chunks)
-        white = torch.linalg.solve_triangular(root, torch.as_tensor(total).unsqueeze(-1), upper=False)
+            total = torch.stack([_pull(vectors[..., rows], self._solve(plan.X[rows]).mT) for rows in chunks]).sum(0)
+        white = torch.linalg.solve_triangular(root, total.unsqueeze(-1), upper=False)
         turned = torch.linalg.solve_triangular(root.mT, white, upper=True).squeeze(-1)
         return self._over_rows(self._mean_chunk, turned)
 

@@ -140,13 +140,12 @@ class Projection:
     @torch.no_grad()
     def __init__(self, prior: Prior, Z: Tensor, Z_new: Tensor, policy: NumericalPolicy):
         crossed = gram(prior.kernel, Z, Z_new, policy=policy)
-        # an inducing value is f(z) and a rounding of its own, which it keeps where z stays
-        same = (Z.unsqueeze(-2) == Z_new.unsqueeze(-3)).all(-1)
-        crossed = crossed + same * own_variance(prior, Z_new).unsqueeze(-2)
         L, _ = inducing_factor(prior, Z_new, policy)
         W = torch.linalg.solve_triangular(L, crossed.mT, upper=False)
         self.matrix = torch.linalg.solve_triangular(L.mT, W, upper=True).mT
         gap = inducing_covariance(prior, Z, policy) - W.mT @ W
+        # an inducing value is f(z) and a rounding of its own, which it keeps where z stays
+        same = (Z.unsqueeze(-2) == Z_new.unsqueeze(-3)).all(-1)
         kept = same.any(-1)
         self.matrix[..., kept, :] = same[kept].to(crossed)
         gap.masked_fill_(kept.unsqueeze(-1) | kept, 0.0)

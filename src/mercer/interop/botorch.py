@@ -17,6 +17,7 @@ from botorch.posteriors.gpytorch import GPyTorchPosterior
 from botorch.posteriors.posterior import Posterior
 from botorch.sampling.pathwise.posterior_samplers import DrawMatheronPaths
 from botorch.sampling.pathwise.utils import get_input_transform, get_output_transform
+from gpytorch.constraints import Positive
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.models import GP
@@ -56,15 +57,6 @@ class MercerModel(GPyTorchModel, GP, FantasizeMixin):
     it draws classes or counts and conditions on them as on data.
 
     ``train_inputs`` and ``train_targets`` are in the user's units, distinct rows once.
-
-    Examples
-    --------
-    >>> import numpy as np, torch
-    >>> from mercer import GPRegressor
-    >>> X = np.linspace(0, 1, 12)[:, None]
-    >>> model = GPRegressor().fit(X, np.sin(6 * X[:, 0])).to_botorch()
-    >>> model.posterior(torch.rand(5, 3, 1, dtype=torch.float64)).mean.shape
-    torch.Size([5, 3, 1])
     """
 
     def __init__(
@@ -90,7 +82,7 @@ class MercerModel(GPyTorchModel, GP, FantasizeMixin):
 
     @classmethod
     def of(cls, fitted: Fitted, input_transform: Any = None, outcome_transform: Any = None) -> MercerModel:
-        """Return a model over a copy of what was fitted, on inputs and targets that went through the transforms."""
+        """Return a model over a copy of what was fitted to inputs and targets that had gone through the transforms."""
         return cls.__new__(cls)._assemble(Known.all_of(fitted.frozen()), input_transform, outcome_transform)
 
     def _assemble(self, known: Known, input_transform: Any, outcome_transform: Any) -> MercerModel:
@@ -129,9 +121,9 @@ class MercerModel(GPyTorchModel, GP, FantasizeMixin):
         somewhere = self.known.fitted.inputs.center.reshape(1, -1)
         noise = self.known.noise_variance(somewhere).reshape(self.num_outputs, -1)[:, 0]
         batch = torch.Size() if len(noise) == 1 else noise.shape
-        found = GaussianLikelihood(batch_shape=batch).to(noise)
+        found = GaussianLikelihood(noise_constraint=Positive(), batch_shape=batch).to(noise)
         found.noise = noise.reshape(*batch, 1)
-        return found
+        return found.requires_grad_(False)
 
     @property
     def train_inputs(self) -> tuple[Tensor]:
@@ -155,8 +147,7 @@ class MercerModel(GPyTorchModel, GP, FantasizeMixin):
     def _set_transformed_inputs(self) -> None:
         """Do nothing: rows are kept as they were fitted, and given out as the user has them."""
 
-    def _revert_to_original_inputs(self) -> None:
-        """Do nothing, for the same reason."""
+    _revert_to_original_inputs = _set_transformed_inputs
 
     @property
     def _outcome_transform(self) -> Any:
@@ -226,14 +217,13 @@ class MercerModel(GPyTorchModel, GP, FantasizeMixin):
         Y : (*s, *t, q, m)
             Targets as in fit, in the user's units, NaN where missing; one column of class indices for a softmax.
         noise : (*t, q, m), optional
-            Known noise variances. For likelihoods other than the Gaussian, Y is then a measurement of f with that
-            noise.
+            Known noise variances. For other likelihoods than the Gaussian, Y then measures f with that noise.
 
         Returns
         -------
         MercerModel
-            Of batch shape (*s, *t): exact within the process for Gaussian noise, otherwise with sites that are
-            optimal for the new rows while those of all others are held.
+            Of batch shape (*s, *t): exact within the process for Gaussian noise; otherwise the sites of the new rows
+            are optimal while all others are held.
         """
         self.eval()
         X = self.transform_inputs(X)
@@ -257,13 +247,13 @@ class MercerModel(GPyTorchModel, GP, FantasizeMixin):
         labels : bool, default=False
             Draw y from the likelihood itself, given draws of f; see the class. Classes and counts jump as X moves.
         **kwargs
-            ``propagate_grads`` is accepted, and not needed.
+            ``propagate_grads`` is not needed.
 
         Returns
         -------
         MercerModel
-            Of batch shape (*s, *t). Draws share one factorisation per set, unless they are conditioned on by a
-            likelihood that is not Gaussian.
+            Of batch shape (*s, *t). Draws share one factorisation per set, except targets of a likelihood that is not
+            Gaussian.
         """
         kwargs.pop("propagate_grads", None)
         if X.shape[-2] == 0 or observation_noise is not None or (self.known.f_is_y and not labels):
@@ -274,8 +264,7 @@ class MercerModel(GPyTorchModel, GP, FantasizeMixin):
         if not labels:
             Y = sampler(self.posterior(X, observation_noise=True))
             return self._with(self.known.observing(inner, Y, self.known.noise_variance(inner), of_f=True))
-        every = Known.all_of(self.known.fitted)
-        moments = replace(self.known, outputs=every.outputs).joint(inner)
+        moments = replace(self.known, outputs=Known.all_of(self.known.fitted).outputs).joint(inner)
         f = sampler(GPyTorchPosterior(gaussian(*(each.to(X) for each in moments))))
         return self._with(self.known.observing(inner, self.known.draw(f)))
 
@@ -286,9 +275,7 @@ class MercerModel(GPyTorchModel, GP, FantasizeMixin):
         ----------
         mll : MarginalLogLikelihood, optional
             Returned, in evaluation mode. The objective is the engine's own evidence, whatever ``mll`` is.
-        max_iter : int, default=100
-        seed : int, default=0
-            Of the subset that many rows start from.
+        max_iter, seed : int
         **kwargs
             Options of other fit routines, which mean nothing here.
         """

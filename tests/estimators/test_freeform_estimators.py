@@ -68,3 +68,8 @@ def test_auto_finds_the_engine_and_classes_work():
 def test_pairs_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GPRegressor(**options).fit(X, Y)
+
+
+def test_more_epochs_than_max_iter_are_no_error():
+    model = GPRegressor("matern32", family="dklgp", engine=ENGINE, max_iter=5, random_state=0).fit(X[:60], Y[:60])
+    assert model.n_iter_ == 30  # max_iter is for L-BFGS-B

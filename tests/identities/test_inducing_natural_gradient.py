@@ -13,6 +13,12 @@ NAMES = ["gaussian", "probit", "logit", "poisson", "student_t", "negative_binomi
 COVARIANCES = oracle.covariances(kernel_of(), Z, X)
 
 
+@torch.no_grad()
+def started(model, plan, data):
+    """The engine's state at arbitrary sites."""
+    return model.engine.init(model, plan, data, Sites(normal(9, seed=3), 0.2 + normal(9, seed=4).square()))
+
+
 def expectation_parameters(posterior):
     """(m, S + m mᵀ) as leaves."""
     m, S = q_of_u(posterior)
@@ -30,7 +36,7 @@ def data_term(model, data, first, second):
 def test_gradient_in_expectation_parameters_is_the_tied_target(name):
     """∇ Σℓ in (m, S + m mᵀ) is (Aᵀ(α + β m), −½ Aᵀ diag(β) A): what `tied` makes of the sites (α + β m, β)."""
     model, plan, data = problem(name)
-    state = model.engine.init(model, plan, data, Sites(normal(9, seed=3), 0.2 + normal(9, seed=4).square()))
+    state = started(model, plan, data)
     first, second = expectation_parameters(state.posterior)
     found, mean = data_term(model, data, first, second)
     slopes = torch.autograd.grad(found.value.sum(), (first, second))
@@ -48,7 +54,7 @@ def test_gradient_in_expectation_parameters_is_the_tied_target(name):
 def test_a_dual_step_is_a_gradient_step_in_natural_parameters(name, step_size):
     """η ← η + ρ ∂ELBO/∂μ with the dense KL and autograd through the whole bound."""
     model, plan, data = problem(name)
-    state = model.engine.init(model, plan, data, Sites(normal(9, seed=3), 0.2 + normal(9, seed=4).square()))
+    state = started(model, plan, data)
     first, second = expectation_parameters(state.posterior)
     S = second - first.outer(first)
     bound = data_term(model, data, first, second)[0].value.sum() - oracle.kl(COVARIANCES[0], first, S)

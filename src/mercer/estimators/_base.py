@@ -217,7 +217,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
             notes.append(f"{rows.n_merged} repeated row(s) merged into weights (exact)")
         if rows.n_dropped:
             notes.append(f"{rows.n_dropped} row(s) without weight or target dropped")
-        context = self._init_callback_context(max_subtasks=None if self.n_restarts else self.max_iter + 1)
+        counted = self.n_restarts == 0 and model.engine.name != "freeform"  # whose epochs are its own
+        context = self._init_callback_context(max_subtasks=self.max_iter + 1 if counted else None)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
 
         def snapshot() -> dict[str, Any]:

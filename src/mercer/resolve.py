@@ -165,6 +165,11 @@ def _check_pair(family: Any, engine: Any, likelihood: Likelihood) -> None:
             f"family={family.name!r} and engine={engine.name!r} do not go together: free parameters need "
             "family='dklgp' with engine='freeform'; use family='sic' with any other engine."
         )
+    if engine.name == "power_ep" and family.name == "inducing":
+        raise ValueError(
+            "engine='power_ep' needs a posterior of every row, and inducing points give one of their own values: use "
+            "engine='dual', or family='exact' or 'sic' with power EP."
+        )
     if engine.name == "conjugate" and not likelihood.conjugate:
         raise ValueError(f"engine='conjugate' needs a Gaussian likelihood, not {name}; use engine='dual'.")
     if engine.name in ("laplace", "power_ep", "moment", "freeform") and likelihood.n_latents > 1:

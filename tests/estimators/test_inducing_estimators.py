@@ -260,7 +260,6 @@ def test_predictions_are_differentiable_in_tensors():
     assert float((slope * direction).sum()) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="cavities divide the variance that inducing points leave by 1 − λ2 v as well")
 def test_leave_one_out_is_that_of_the_exact_family_where_places_suffice():
     """Where they do not, a row's variance given u is not in its site, and stays."""
     found, expected = (fixed(Y - Y.mean(), family=family) for family in (Inducing(30), "exact"))

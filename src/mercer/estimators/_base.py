@@ -32,7 +32,7 @@ from mercer.estimators._params import NestedKernelParams
 from mercer.estimators._partial import PartialFit
 from mercer.estimators._prediction import LatentPredictions
 from mercer.estimators._progress import Progress
-from mercer.estimators._report import Finding, FitReport, peak_memory_mb
+from mercer.estimators._report import Finding, FitReport, evidence_name, peak_memory_mb
 from mercer.estimators._rows import Rows, Units, canonical_rows, make_data
 from mercer.estimators._validation import (
     check_inputs,
@@ -242,7 +242,7 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
             family_reason=reasons["family"],
             engine=model.engine.name,
             engine_reason=reasons["engine"],
-            evidence=f"{model.engine.evidence} {model.family.evidence_of}".strip(),
+            evidence=evidence_name(model.engine, model.family),
             likelihood=type(getattr(model.likelihood, "module", model.likelihood)).__name__,
             n_rows=data.n_rows,
             n_iter=learned.n_iter,

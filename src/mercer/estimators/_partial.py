@@ -21,7 +21,7 @@ from torch import Tensor
 from mercer._typing import Data
 from mercer.estimators._conditioning import condition, fitted_attributes
 from mercer.estimators._prequential import StreamScore, score_stream
-from mercer.estimators._report import FitReport, peak_memory_mb
+from mercer.estimators._report import FitReport, evidence_name, peak_memory_mb
 from mercer.estimators._rows import Rows, Units, canonical_rows, joined_rows, make_data, rows_of
 from mercer.families.inducing import Inducing
 from mercer.families.tied import GaussianStatistics
@@ -209,7 +209,7 @@ class PartialFit:
             family_reason=f"a stream of {state.n_seen} rows",
             engine=self._model.engine.name,
             engine_reason="sites of rows that are gone are tied at the inducing points",
-            evidence=f"{self._model.engine.evidence} {self._model.family.evidence_of}",
+            evidence=evidence_name(self._model.engine, self._model.family),
             likelihood=type(getattr(model.likelihood, "module", model.likelihood)).__name__,
             n_rows=state.n_seen,
             n_iter=outcome.n_iter,

@@ -90,9 +90,12 @@ class LatentPredictions:
             weight = data.weight.clamp_min(1.0)
             linear = self.posterior_.sites.linear / weight
             precision = self.posterior_.sites.precision / weight
-            # v/(1 − v λ2) and its mean; v λ2 < 1 always, by definition of the posterior
+            # v/(1 − v λ2) and its mean; v λ2 < 1 always, by definition of the posterior. What inducing points leave of
+            # a row is in no site and stays
+            left = getattr(self.posterior_, "unexplained_at_data", torch.zeros_like(v))
+            v = v - left
             keep = (1.0 - v * precision).clamp_min(torch.finfo(v.dtype).eps)
-            return ((m - prior) - v * linear) / keep + prior, v / keep
+            return ((m - prior) - v * linear) / keep + prior, v / keep + left
 
     def _to_original_rows(self, value: Tensor) -> Tensor:
         """Return canonical-row results (*b, n_canonical) at the rows passed to fit; NaN where dropped."""

@@ -73,6 +73,14 @@ class Finding:
         return f"[{self.code}] {self.message} {self.cure}"
 
 
+def evidence_name(engine: Any, family: Any) -> str:
+    """Return what the evidence is: "exact", "lower bound", "approximation", and of what."""
+    if not family.evidence_of.startswith("lower bound"):
+        return f"{engine.evidence} {family.evidence_of}".strip()
+    # the exact value of a bound, and a bound of that, are lower bounds
+    return f"approximation of the {family.evidence_of}" if engine.evidence == "approximation" else family.evidence_of
+
+
 def peak_memory_mb(device: Any) -> float:
     """Return the peak memory so far in MB: of the process, or of the CUDA allocator."""
     if getattr(device, "type", "cpu") == "cuda":

@@ -57,7 +57,7 @@ class Inducing:
     sums_over_columns: ClassVar[bool] = False
     stage_growth: ClassVar[int] = 4
     dense: ClassVar[bool] = False
-    evidence_of: ClassVar[str] = "of the lower bound that inducing points give"
+    evidence_of: ClassVar[str] = "lower bound by inducing points"
 
     def __post_init__(self) -> None:
         if not isinstance(self.n_inducing, Integral) or self.n_inducing < 1:

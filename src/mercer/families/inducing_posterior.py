@@ -218,6 +218,15 @@ class InducingPosterior:
         """Variance of g at the training rows, (*b, n), in units of f²; not differentiable."""
         return self._plain_moments[1]
 
+    @property
+    @torch.no_grad()
+    def unexplained_at_data(self) -> Tensor:
+        """Prior variance that u leaves of the training rows, (n,), in units of f²."""
+        explained = self._over_rows(
+            lambda X, W, _: (self._solve(X) if W is None else W).square().sum(-2), self.state.mean
+        )
+        return (diag(self.prior.kernel, self.plan.X) - explained).clamp_min(0.0)
+
     @torch.no_grad()
     def covariance_product(self, vectors: Tensor) -> Tensor:
         """Return the covariance of aᵢᵀu, the part of g that the sites act on, times vectors (*b, n)."""
@@ -259,11 +268,9 @@ class InducingPosterior:
         prior = diag(self.prior.kernel, self.plan.X)
         if len(prior) == 0 or len(self.plan.Z) == 0:
             return Confession()
-        W_squares = self._over_rows(
-            lambda X, W, _: (self._solve(X) if W is None else W).square().sum(-2), self.state.mean
-        )
-        share = float((W_squares.sum() / prior.sum()).clamp_max(1.0))
-        lost = float(0.5 * ((prior - W_squares).clamp_min(0.0) * self.sites.precision).sum())
+        left = self.unexplained_at_data
+        share = float(1.0 - left.sum() / prior.sum())
+        lost = float(0.5 * (left * self.sites.precision).sum())
         m = len(self.plan.Z)
         note = (
             f"{m} inducing points carry {100 * share:.1f} % of the prior variance at the data; what they leave costs "

@@ -130,8 +130,8 @@ class Evidence:
         """Climb from ``start`` by L-BFGS-B, remembering the best point and why evaluations failed.
 
         The search runs in z with θ = start + steps z, ``steps`` (k, k), or (k,) where directions are those of θ. It
-        ends when an iteration gains less than ``settled`` nats and the slope promises no more, or when ``moved`` says that
-        the plan is of no use any more.
+        ends when an iteration gains less than ``settled`` nats and the slope promises no more, or when ``moved`` says
+        that the plan is of no use any more.
         """
         best = Learned(np.array(start), -np.inf)
         if steps is None:  # the objective is a sum over replicates, and so is its curvature

@@ -177,6 +177,17 @@ def _check_pair(family: Any, engine: Any, likelihood: Likelihood) -> None:
             f"engine={engine.name!r} handles one latent function and {name} has {likelihood.n_latents}; "
             "use engine='dual'."
         )
+    if isinstance(engine, Dual) and family.name != "inducing":
+        if engine.batch_size is not None:
+            option, default = f"batch_size={engine.batch_size}", "batch_size=None"
+        elif engine.positivity == "riemann":
+            option, default = "positivity='riemann'", "positivity='allow'"
+        else:
+            return
+        raise ValueError(
+            f"Dual({option}) needs a family with inducing points, not family={family.name!r}; use family='inducing', "
+            f"or Dual({default})."
+        )
 
 
 def _memory(device: torch.device) -> int:

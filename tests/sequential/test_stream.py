@@ -142,6 +142,18 @@ def test_memory_has_rows_of_the_stream_with_their_targets_and_side():
     assert torch.equal(kept.weight, data.weight[at]) and torch.equal(kept.side["exposure"], data.side["exposure"][at])
 
 
+@pytest.mark.parametrize("policy", ["bls_sample", "uniform"])
+def test_every_batch_is_drawn_from_anew(policy):
+    """With numbers that go on from the last draw, else the same positions of every batch would be kept."""
+    model, data = toy(n=60)
+    options, state, found = Stream(memory=None, memory_per_batch=5, policy=policy, **FIXED), None, []
+    same = replace(data, X=data.X[:20].repeat(3, 1), y=data.y[:20].repeat(3))
+    for part in torch.arange(60).split(20):
+        state = go(model, same, [part], options, state=state).state
+        found.append(set(state.memory.data.X[-5:, 0].tolist()))
+    assert found[0] != found[1] != found[2] != found[0]
+
+
 def test_a_policy_of_the_user_is_asked():
     asked = []
 

@@ -19,9 +19,10 @@ _TINY_NOISE = 1e-3  # of the variance of y: below it a model interpolates
 
 def diagnose(estimator: BaseGP) -> list[Finding]:
     """Return the findings for a fitted estimator, most fundamental first."""
+    kept = len(estimator._rows.X) > 0  # a stream may keep none
     return [
-        *_columns(estimator),
-        *_duplicates(estimator),
+        *(_columns(estimator) if kept else []),
+        *(_duplicates(estimator) if kept else []),
         *_hyperparameters(estimator),
         *_optima(estimator),
         *_fit(estimator),

@@ -261,6 +261,11 @@ class GPRegressor(RegressorMixin, BaseGP):
         if noise_variance is None:
             if known is None:
                 return {}
+            if len(known) == 0:
+                raise ValueError(
+                    "noise_variance must be given: the stream keeps no rows from which the noise of new ones could be "
+                    "taken. Pass it, or use Stream(memory=...)."
+                )
             values = np.full(n, np.average(known, weights=self._rows.weight))
         elif "noise_variance" in self._model.likelihood.side_names:
             values = check_row_vector("noise_variance", noise_variance, np.empty((n, 1)), positive=True)

@@ -102,11 +102,26 @@ def run(model: Model, plan: Any, data: Data, sites: Sites | None = None) -> Infe
         repeats it.
     """
     notes: dict[str, None] = {}
+    info: Info = {"converged": False}
+    n_steps = halvings = 0
     with threads_for(model, data):
         state = model.engine.init(model, plan, data, sites)
-        for n_steps in range(1, model.policy.max_inner + 1):
+        while n_steps < model.policy.max_inner and not (info["converged"] or info.get("stalled", False)):
             state, info = model.engine.step(model, plan, state, data)
+            n_steps += 1
             notes.update(dict.fromkeys(info.get("notes", ())))
-            if info["converged"] or info.get("stalled", False):
-                return Inference(state, n_steps, bool(info["converged"]), tuple(notes))
-    return Inference(state, model.policy.max_inner, False, tuple(notes))
+            halvings += info.get("halvings", 0)
+    said = (*notes, *_in_words(info, n_steps, halvings))
+    return Inference(state, n_steps, bool(info["converged"]), said)
+
+
+def _in_words(info: Info, n_steps: int, halvings: int) -> list[str]:
+    """Return what is to be reported of how the loop went; nothing where nothing was odd."""
+    found = []
+    if halvings:
+        found.append(f"steps of the sites were halved {halvings} time(s) in {n_steps} step(s), or the bound would fall")
+    if not info["converged"]:
+        how = "stalled" if info.get("stalled", False) else "did not converge"
+        gap = f", where one more would move them by {info['residual']:.1g} of their size" if "residual" in info else ""
+        found.append(f"the sites {how} after {n_steps} step(s){gap}")
+    return found

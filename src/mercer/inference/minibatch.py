@@ -23,8 +23,9 @@ from mercer.families.tied import TiedSites, inducing_factor
 from mercer.inference.base import latent_shape, zero_sites
 from mercer.inference.objective import expected_log_prob
 from mercer.inference.riemann import second_order
-from mercer.inference.target import clamped, target_sites
-from mercer.kernels.evaluate import diag, gram
+from mercer.inference.target import check_positivity, clamped, target_sites
+from mercer.inference.whitened import Seen, WhitenedSum, Whites, some_rows, whitened
+from mercer.kernels.evaluate import diag
 
 if TYPE_CHECKING:
     from mercer.model import Model
@@ -32,60 +33,6 @@ if TYPE_CHECKING:
 _SETTLED = 1e-2  # nats per row: epochs are for the way there, and steps on all rows for the digits
 _MOST_EPOCHS = 10
 _REBUILD = 20  # epochs, after which differences that were added have left rounding in the sum
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """q(u) in the coordinates L⁻¹u: precision B = I + Σ λ2ᵢ wᵢ wᵢᵀ = ``root`` ``root``ᵀ, and ``pull`` Σ λ1ᵢ wᵢ."""
-
-    pull: Tensor  # (*b, m)
-    precision: Tensor  # (*b, m, m)
-    root: Tensor  # (*b, m, m)
-
-    @classmethod
-    def of(cls, pull: Tensor, precision: Tensor) -> _Sum:
-        return cls(pull, precision, torch.linalg.cholesky_ex(precision)[0])
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of L⁻¹u, (*b, m)."""
-        return torch.cholesky_solve(self.pull.unsqueeze(-1), self.root).squeeze(-1)
-
-    def where_proper(self, before: _Sum) -> tuple[_Sum, Tensor]:
-        """Return this one where it is finite and proper, ``before`` elsewhere, and where that was, (*b,).
-
-        Decided on the device: a host that waited for each batch would cost a GPU more than the batch.
-        """
-        finite = self.pull.isfinite().all(-1) & self.precision.isfinite().all(-1).all(-1)
-        diagonal = self.root.diagonal(dim1=-2, dim2=-1)
-        proper = finite & (diagonal.isfinite() & (diagonal > 0)).all(-1)
-        kept = [
-            torch.where(proper.reshape(*proper.shape, *[1] * (new.dim() - proper.dim())), new, old)
-            for new, old in ((self.pull, before.pull), (self.precision, before.precision), (self.root, before.root))
-        ]
-        return _Sum(*kept), proper
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Rows of one batch under q, as `target_sites` reads a posterior."""
-
-    W: Tensor  # L⁻¹ k(Z, X), (m, |b|)
-    q: _Sum
-    sites: Sites
-    mean_at_data: Tensor
-    variance_at_data: Tensor
-
-    @classmethod
-    def of(cls, model: Model, q: _Sum, X: Tensor, W: Tensor, sites: Sites) -> _Seen:
-        V = torch.linalg.solve_triangular(q.root, W, upper=False)
-        left = diag(model.prior.kernel, X) - W.square().sum(-2)
-        return cls(W, q, sites, _pull(q.mean, W), left.clamp_min(0.0) + V.square().sum(-2))
-
-    def covariance_product(self, vectors: Tensor) -> Tensor:
-        """Return the covariance of wᵢᵀL⁻¹u times vectors (*b, |b|)."""
-        pulled = (self.W @ vectors.unsqueeze(-1)).squeeze(-1)
-        return _pull(torch.cholesky_solve(pulled.unsqueeze(-1), self.q.root).squeeze(-1), self.W)
 
 
 @dataclass(frozen=True)
@@ -130,7 +77,8 @@ def sites_by_batches(
     step_size : float, default=1.0
         ρ, in (0, 1].
     settled : float, default=0.01
-        Nats per row by which an epoch has to raise Σ w E_q[log p(y|f)], each batch as it was met, for another to follow.
+        Nats per row by which an epoch has to raise Σ w E_q[log p(y|f)], of each batch as it was met, for another to
+        follow.
     most : int, default=10
         Most epochs.
     seed : int, default=0
@@ -149,26 +97,26 @@ def sites_by_batches(
     References
     ----------
     Khan and Lin (2017), "Conjugate-computation variational inference", with memoised sites as in Hughes and Sudderth
-    (2013), "Memoized online variational inference".
+    (2013), "Memoized online variational inference for Dirichlet process mixture models".
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(data.n_rows, generator=generator).to(data.X.device)
     data = data.rows(order)
     batches = [slice(i, min(i + batch_size, data.n_rows)) for i in range(0, data.n_rows, batch_size)]
-    whites = _Whites(model, plan, data.X)
+    whites = Whites(model, plan, data.X)
     start = zero_sites(model, data)
     linear, precision = start.linear, start.precision
-    q = _whole(whites, batches, start)
+    q = WhitenedSum.of_tied(whites.L, tuple(linear.shape[:-1]), None)
     rejected = torch.zeros((), dtype=torch.long, device=data.X.device)
     least = settled * max(1.0, float(data.weight.sum()))
     before, n_epochs = -torch.inf, 0
     for n_epochs in range(1, most + 1):
         if n_epochs % _REBUILD == 0:
-            q = _whole(whites, batches, Sites(linear, precision))
+            q = whites.sum(batches, Sites(linear, precision))
         gained = data.X.new_zeros(())
         for rows in batches:
-            batch = _slice(data, rows)
-            seen = _Seen.of(model, q, batch.X, whites[rows], Sites(linear[..., rows], precision[..., rows]))
+            batch = some_rows(data, rows)
+            seen = Seen.of(model, q, batch.X, whites[rows], Sites(linear[..., rows], precision[..., rows]))
             m = seen.mean_at_data
             expected = expected_log_prob(model, batch, m, seen.variance_at_data)
             gained += (batch.weight * expected.value).sum()
@@ -176,7 +124,7 @@ def sites_by_batches(
             moved = seen.sites.blend(target, step_size)
             change = (moved.linear - seen.sites.linear, moved.precision - seen.sites.precision)
             pull, weighted = moments_of(seen.W, *change, model.policy)
-            q, proper = _Sum.of(q.pull + pull, q.precision + weighted).where_proper(q)
+            q, proper = WhitenedSum.of(q.pull + pull, q.precision + weighted).where_proper(q)
             linear[..., rows] = torch.where(proper.unsqueeze(-1), moved.linear, seen.sites.linear)
             precision[..., rows] = torch.where(proper.unsqueeze(-1), moved.precision, seen.sites.precision)
             rejected += (~proper).sum()
@@ -226,7 +174,7 @@ def tied_by_batches(
     step_size: float = 0.1,
     delay: float = 100.0,
     decay: float = 0.7,
-    positivity: str = "allow",
+    positivity: str = "riemann",
     start: TiedSites | None = None,
 ) -> TiedFit:
     """Infer q(u) from random batches of rows, keeping nothing per row: stochastic natural gradients.
@@ -249,9 +197,10 @@ def tied_by_batches(
     step_size, delay, decay : float
         ρ₀ in (0, 1], τ > 0 in batches and κ in [0, 1]. With κ in (½, 1] the noise vanishes in the end; κ = 0 keeps ρ₀,
         and leaves noise in proportion to it.
-    positivity : {"allow", "clamp", "riemann"}, default="allow"
-        What to do about negative β: take them, and reject a batch after which q would be improper; clamp them, which
-        moves the fixed point; or add the term of second order that keeps q proper (`mercer.inference.riemann`).
+    positivity : {"riemann", "allow", "clamp"}, default="riemann"
+        What to do about negative β: add the term of second order that keeps q proper (`mercer.inference.riemann`);
+        take them as they are, and reject a batch after which q would be improper, which may be most of them; or clamp
+        them, which moves the fixed point.
     start : TiedSites, optional
         At Z, such as those of a fit to fewer rows; nothing is known by default.
 
@@ -283,10 +232,10 @@ def tied_by_batches(
     n_steps = 0
     for n_steps, batch in enumerate(batches, 1):
         if q is None:
-            q = _started(L, latent_shape(model, batch)[:-1], start)
+            q = WhitenedSum.of_tied(L, latent_shape(model, batch)[:-1], start)
         rho = step_size * (1.0 + (n_steps - 1) / delay) ** -decay
-        W = torch.linalg.solve_triangular(L, gram(model.prior.kernel, Z, batch.X, policy=policy), upper=False)
-        seen = _Seen.of(model, q, batch.X, W, zero_sites(model, batch))
+        W = whitened(model, L, Z, batch.X)
+        seen = Seen.of(model, q, batch.X, W, zero_sites(model, batch))
         m = seen.mean_at_data
         expected = expected_log_prob(model, batch, m, seen.variance_at_data)
         weight = batch.weight * (n_rows / batch.n_rows)
@@ -300,7 +249,7 @@ def tied_by_batches(
             curved = second_order(q.root, change, rho)
             pull = pull + (curved @ q.mean.unsqueeze(-1)).squeeze(-1)
             precision = precision + curved
-        q, proper = _Sum.of(pull, precision).where_proper(q)
+        q, proper = WhitenedSum.of(pull, precision).where_proper(q)
         rejected += (~proper).sum()
     if q is None:
         raise ValueError("batches are empty; give at least one.")
@@ -333,63 +282,3 @@ def tied_bound(model: Model, fit: TiedFit, batches: Iterable[Data]) -> float:
     logdet = 2.0 * state.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     kl = 0.5 * (logdet + inverse.square().sum((-2, -1)) - m + state.mean.square().sum(-1))
     return total - float(kl.sum())
-
-
-def check_positivity(positivity: str) -> None:
-    """Refuse an unknown way to treat negative curvature."""
-    if positivity not in ("allow", "clamp", "riemann"):
-        raise ValueError(f"positivity must be 'allow', 'clamp' or 'riemann', got {positivity!r}.")
-
-
-class _Whites:
-    """L⁻¹ k(Z, X) of slices of rows, kept for the next epoch where all of them fit in one temporary."""
-
-    def __init__(self, model: Model, plan: InducingPlan, X: Tensor):
-        self.model, self.plan, self.X = model, plan, X
-        self.L, _ = inducing_factor(model.prior, plan.Z, model.policy)
-        self._keep = len(X) * len(plan.Z) <= model.policy.chunk_elements
-        self._kept: dict[int, Tensor] = {}
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        found = self._kept.get(rows.start)
-        if found is None:
-            kernel, policy = self.model.prior.kernel, self.model.policy
-            found = gram(kernel, self.plan.Z, self.X[rows], policy=policy)
-            found = torch.linalg.solve_triangular(self.L, found, upper=False)
-            if self._keep:
-                self._kept[rows.start] = found
-        return found
-
-
-def _whole(whites: _Whites, batches: list[slice], sites: Sites) -> _Sum:
-    """Return the sum over all rows, made anew."""
-    m = whites.L.shape[-1]
-    pull = sites.linear.new_zeros(*sites.linear.shape[:-1], m)
-    precision = torch.eye(m).to(pull).expand(*pull.shape[:-1], m, m)
-    if bool(sites.precision.any()):
-        for rows in batches:
-            some = (sites.linear[..., rows], sites.precision[..., rows])
-            more, weighted = moments_of(whites[rows], *some, whites.model.policy)
-            pull, precision = pull + more, precision + weighted
-    return _Sum.of(pull, precision)
-
-
-def _started(L: Tensor, batch: tuple[int, ...], start: TiedSites | None) -> _Sum:
-    """Return the sum that tied sites (none: the prior) stand for."""
-    eye = torch.eye(L.shape[-1]).to(L)
-    if start is None:
-        return _Sum.of(L.new_zeros(*batch, len(eye)), eye.expand(*batch, *eye.shape))
-    precision = L.mT @ start.precision.to(L) @ L + eye
-    precision = 0.5 * (precision + precision.mT)
-    return _Sum.of((L.mT @ start.linear.to(L).unsqueeze(-1)).squeeze(-1), precision.expand(*batch, *eye.shape))
-
-
-def _slice(data: Data, rows: slice) -> Data:
-    """Return consecutive rows, without copying them."""
-    side = {name: value[..., rows] for name, value in data.side.items()}
-    return Data(data.X[rows], data.y[..., rows], data.weight[rows], side)
-
-
-def _pull(weights: Tensor, values: Tensor) -> Tensor:
-    """Return weightsᵀ values, (*b, q), for weights (*b, m) and values (*k, m, q)."""
-    return (weights.unsqueeze(-2) @ values).squeeze(-2)

@@ -48,3 +48,9 @@ def clamped(target: Sites, m: Tensor) -> Sites:
     """
     precision = target.precision.masked_fill(target.precision < 0, SMALLEST_PRECISION)
     return Sites(target.linear + (precision - target.precision) * m, precision)
+
+
+def check_positivity(positivity: str) -> None:
+    """Refuse an unknown way to treat negative curvature."""
+    if positivity not in ("allow", "clamp", "riemann"):
+        raise ValueError(f"positivity must be 'allow', 'clamp' or 'riemann', got {positivity!r}.")

@@ -31,7 +31,8 @@ class Stream:
         What hyperparameters are learned from: batch and memory by their likelihood and all other rows by their sites;
         the batch and the sites of all others; batch and memory alone, the latter for all rows seen.
     hyperparameters : {"auto", "frozen"}, default="auto"
-        Whether they are learned on the way or stay as they are.
+        Whether they are learned on the way or stay as they are. Once rows are gone, locations (the prior mean, the
+        first threshold of ordered classes) are held in any case: what such rows said is relative to them.
     n_hyper_iter : int, default=5
         Most L-BFGS-B iterations per batch.
     forgetting : float in (0, 1], default=1.0
@@ -47,7 +48,8 @@ class Stream:
     loss_tol : float, default=0.1
         Nats that may be lost in a batch when inducing points make room for others that save less than that.
     dense_rows : int, default=1000
-        Up to so many rows ``family="auto"`` keeps them all and is exact.
+        Up to so many rows ``family="auto"`` keeps them all and is exact. No stream begins before targets vary (or
+        there are 1000 rows): of one value neither units nor hyperparameters can be told.
 
     References
     ----------

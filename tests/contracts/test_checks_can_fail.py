@@ -272,8 +272,8 @@ def test_a_broken_engine_is_rejected(match):
 
 def test_an_engine_that_takes_every_newton_step_is_rejected_on_counts():
     class Unguarded(Dual):
-        def _try(self, model, state, target, sites, step_size, data):
-            return super()._try(model, replace(state, value=-torch.inf), target, sites, step_size, data)
+        def _try(self, model, plan, state, *rest):
+            return super()._try(model, plan, replace(state, value=-torch.inf), *rest)
 
     counts = torch.tensor([0, 300, 0, 2, 500, 1, 0], dtype=torch.float64)
     rejects(check_engine, "lowers the bound", Unguarded(memory=0), Poisson(), counts)

@@ -113,6 +113,17 @@ def test_one_epoch_is_exact_for_gaussian_noise(batch_size):
     torch.testing.assert_close(found.sites.linear, (data.weight * (data.y - 0.1) / 0.3).nan_to_num(0.0))
 
 
+def test_epochs_clamp_negative_curvature():
+    """It would make most of the first updates improper; what it is worth is for the steps on all rows."""
+    model, plan, data = problem("student_t", n=300)
+    found = sites_by_batches(model, plan, data, 30)
+    assert found.n_rejected == 0 and float(found.sites.precision.min()) >= 0
+    best = run(model, plan, data).state
+    with torch.no_grad():
+        start = model.engine.init(model, plan, data, found.sites).value
+    assert 0 < best.value - start < 1.0 and float(best.sites.precision.min()) < 0
+
+
 def test_the_order_of_rows_is_seeded_and_nobody_elses():
     model, plan, data = problem("probit")
     before = torch.random.get_rng_state()
@@ -436,6 +447,16 @@ def test_two_steps_on_the_geodesic_are_the_dense_formulas():
 
 
 @torch.no_grad()
+def test_a_step_of_tied_sites_on_all_rows_is_that_on_the_geodesic():
+    model, plan, data, state = improper()
+    how = {"step_size": 0.7, "positivity": "riemann", "start": state.posterior.tied()}
+    found = tied_by_batches(model, plan.Z, [data], 60, **how).posterior
+    expected = Geodesic(state.posterior, plan, state.target).step(0.7)
+    for one, other in zip(q_of_u(found), q_of_u(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+@torch.no_grad()
 def test_the_bound_of_a_damped_posterior_is_that_of_its_q():
     model, plan, data, state = improper()
     posterior = Geodesic(state.posterior, plan, state.target).step(0.3)
@@ -477,6 +498,33 @@ def test_the_clamped_fixed_point_is_right_but_for_the_curvature():
         torch.testing.assert_close(state.sites.precision, precision, rtol=1e-5, atol=1e-6)
         _, Kuf, _ = covariances(model, plan, data)
         torch.testing.assert_close(q_of_u(state.posterior)[0], Kuf @ (data.weight * alpha), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clamped_sites_have_settled_where_the_engine_says_so(seed):
+    """A bound that hardly changes says nothing of a fixed point away from its top."""
+    model, plan, data = problem("student_t", Dual(positivity="clamp"), n=200, seed=seed, tol=1e-9)
+    last = run(model, plan, data)
+    with torch.no_grad():
+        _, info = model.engine.step(model, plan, last.state, data)
+    assert last.converged and info["residual"] < 1e-4
+
+
+@dataclass(frozen=True)
+class Geodesics(Dual):
+    """Takes no other steps."""
+
+    def _candidates(self, plan, state, target):
+        return super()._candidates(plan, state, target)[1:]
+
+
+def test_steps_on_the_geodesic_alone_lead_to_the_optimum_and_are_not_done():
+    """As long as the factor is there the sites are not all of the posterior."""
+    engine = Geodesics(memory=0, positivity="riemann")
+    found = run(*problem("student_t", engine, weighted=False, max_inner=100))
+    assert found.state.value == pytest.approx(run(*problem("student_t", weighted=False)).state.value, abs=1e-8)
+    assert damping(found.state.posterior, found.state.posterior.plan.given(None)) is not None
+    assert not found.converged
 
 
 @pytest.mark.parametrize("name", ["probit", "softmax"])

@@ -79,7 +79,7 @@ def test_unknown_parameters_are_named(task, name, message):
 def test_unknown_parameters_of_objects_list_the_known_ones():
     with pytest.raises(ValueError, match="kernel has no parameter 'period'; it has lengthscale"):
         GPRegressor(RBF(1.0)).set_params(kernel__period=1.0)
-    with pytest.raises(ValueError, match=r"engine__rate.*Dual has \['batch_size', 'memory', 'positivity', 'step_size'\]"):
+    with pytest.raises(ValueError, match=r"engine__rate.*Dual has \['batch_size', 'memory', .*'step_size'\]"):
         GPRegressor(engine=Dual()).set_params(engine__rate=1.0)
     with pytest.raises(ValueError, match="lengthscale of RBFKernel must"):
         GPRegressor(RBF(1.0)).set_params(kernel__lengthscale=-1.0)

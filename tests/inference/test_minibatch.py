@@ -24,8 +24,6 @@ from mercer.policy import NumericalPolicy
 from mercer.resolve import resolve
 from mercer.testing import check_engine
 
-# ---- sites of rows that move a batch at a time
-
 
 @pytest.mark.parametrize("batch_size", [7, 59, 60, 1000])
 @pytest.mark.parametrize("name", ["probit", "poisson", "softmax"])
@@ -81,12 +79,16 @@ def test_the_order_of_rows_is_seeded_and_nobody_elses():
     assert not torch.equal(first.linear, other.linear)
 
 
-def test_kept_and_new_kernel_values_give_the_same_sites():
-    model, plan, data = problem("probit")
-    expected = sites_by_batches(model, plan, data, 7).sites
-    model, plan, data = problem("probit", chunk_elements=50)
-    found = sites_by_batches(model, plan, data, 7).sites
-    torch.testing.assert_close(found.linear, expected.linear, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("batch_size", [10, 20])
+def test_first_epochs_of_small_batches_do_not_overshoot(batch_size):
+    """Newton's steps for the counts of a few rows would, and what exp makes of that takes many epochs to undo."""
+    model, plan, data = problem("poisson", n=400, seed=3)
+    data = replace(data, y=10.0 * data.y)
+    best = run(model, plan, data).state.value
+    found = sites_by_batches(model, plan, data, batch_size)
+    with torch.no_grad():
+        start = model.engine.init(model, plan, data, found.sites).value
+    assert found.n_rejected == 0 and best - start < 0.1
 
 
 class Broken(Bernoulli):
@@ -105,7 +107,8 @@ def test_updates_that_are_not_finite_are_rejected():
     model = replace(model, likelihood=Broken())
     found = sites_by_batches(model, plan, data, 7, most=2)
     assert found.n_rejected == found.n_epochs == 2
-    assert int((found.sites.linear == 0).sum()) == 7 and bool(found.sites.linear.isfinite().all())
+    for values in (found.sites.linear, found.sites.precision):
+        assert int((values == 0).sum()) == 7 and bool(values.isfinite().all())
     tied = tied_by_batches(model, plan.Z, [data.rows(torch.arange(i, 60, 6)) for i in range(6)], 60)
     assert tied.n_rejected == 1 and bool(tied.tied.precision.isfinite().all())
 
@@ -130,7 +133,7 @@ def test_the_engine_has_the_same_fixed_point_with_and_without_batches(name, batc
 @pytest.mark.parametrize("name", ["poisson", "student_t", "softmax"])
 def test_steps_climb_from_there_whatever_the_first_step_size(name):
     model, plan, data = problem(name, Dual(step_size=5.0, batch_size=7))
-    slack = 1e-8 + model.likelihood.resolution * data.n_rows
+    slack = 1e-7 + model.likelihood.resolution * data.n_rows
     with torch.no_grad():
         state = model.engine.init(model, plan, data)
         assert state.value > Dual().init(model, plan, data).value

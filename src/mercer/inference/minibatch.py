@@ -25,7 +25,6 @@ from mercer.inference.objective import expected_log_prob
 from mercer.inference.riemann import second_order
 from mercer.inference.target import check_positivity, clamped, target_sites
 from mercer.inference.whitened import Seen, WhitenedSum, Whites, some_rows, whitened
-from mercer.kernels.evaluate import diag
 
 if TYPE_CHECKING:
     from mercer.model import Model
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 _SETTLED = 1e-2  # nats per row: epochs are for the way there, and steps on all rows for the digits
 _MOST_EPOCHS = 10
 _REBUILD = 20  # epochs, after which differences that were added have left rounding in the sum
+_SHORTENINGS, _SLACK = 8, 1e-8  # of steps, by four each, until a bound falls by no more than so much of itself
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def sites_by_batches(
 
         λᵢ ← (1−ρ) λᵢ + ρ λ̂ᵢ,    Σ λ1 w += Σ_b Δλ1ᵢ wᵢ,    B += Σ_b Δλ2ᵢ wᵢ wᵢᵀ.
 
-    Negative curvature is clamped: B ⪰ I then, and no step can fail however far it is from the fixed point, which is
-    the bound's own for likelihoods that are log-concave.
+    Negative curvature is clamped: B ⪰ I then, and no step is improper however far it is from the fixed point, which is
+    the bound's own for likelihoods that are log-concave. In the first epoch, when q knows little and Newton's steps can
+    lead far beyond the data, ρ is divided by four until the bound of the batch given all other sites does not fall.
 
     Parameters
     ----------
@@ -87,17 +88,15 @@ def sites_by_batches(
     Returns
     -------
     Epochs
-        An update that is not finite is rejected, and its rows keep their sites.
+        Rows keep their sites where an update is not finite.
 
     Notes
     -----
-    One epoch costs O(n m²) as a step on all rows does, with one pass over the kernel where that takes two unless it can
-    keep them, and O(m³) per batch: batches of much less than m rows are slow.
+    One epoch costs O(n m²) as a step on all rows does, and O(m³) per batch.
 
     References
     ----------
-    Khan and Lin (2017), "Conjugate-computation variational inference", with memoised sites as in Hughes and Sudderth
-    (2013), "Memoized online variational inference for Dirichlet process mixture models".
+    Khan and Lin (2017); for memoised sites Hughes and Sudderth (2013), "Memoized online variational inference".
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(data.n_rows, generator=generator).to(data.X.device)
@@ -107,9 +106,9 @@ def sites_by_batches(
     start = zero_sites(model, data)
     linear, precision = start.linear, start.precision
     q = WhitenedSum.of_tied(whites.L, tuple(linear.shape[:-1]), None)
+    before, n_epochs = -torch.inf, 0
     rejected = torch.zeros((), dtype=torch.long, device=data.X.device)
     least = settled * max(1.0, float(data.weight.sum()))
-    before, n_epochs = -torch.inf, 0
     for n_epochs in range(1, most + 1):
         if n_epochs % _REBUILD == 0:
             q = whites.sum(batches, Sites(linear, precision))
@@ -119,12 +118,13 @@ def sites_by_batches(
             seen = Seen.of(model, q, batch.X, whites[rows], Sites(linear[..., rows], precision[..., rows]))
             m = seen.mean_at_data
             expected = expected_log_prob(model, batch, m, seen.variance_at_data)
-            gained += (batch.weight * expected.value).sum()
+            term = (batch.weight * expected.value).sum()
+            gained += term
             target = clamped(target_sites(model, seen, m, expected, batch), m)
-            moved = seen.sites.blend(target, step_size)
-            change = (moved.linear - seen.sites.linear, moved.precision - seen.sites.precision)
-            pull, weighted = moments_of(seen.W, *change, model.policy)
-            q, proper = WhitenedSum.of(q.pull + pull, q.precision + weighted).where_proper(q)
+            if n_epochs == 1:
+                q, moved, proper = _climb(model, seen, batch, term, target, step_size)
+            else:
+                q, moved, proper = _move(model, seen, target, step_size)
             linear[..., rows] = torch.where(proper.unsqueeze(-1), moved.linear, seen.sites.linear)
             precision[..., rows] = torch.where(proper.unsqueeze(-1), moved.precision, seen.sites.precision)
             rejected += (~proper).sum()
@@ -136,11 +136,29 @@ def sites_by_batches(
     return Epochs(Sites(linear[..., back], precision[..., back]), n_epochs, int(rejected))
 
 
-@torch.no_grad()
-def bound_without_sites(model: Model, data: Data) -> float:
-    """Return the evidence lower bound at the prior, Σ w E_p[log p(y|f)], in nats; O(n), whatever the family."""
-    v = diag(model.prior.kernel, data.X).expand(latent_shape(model, data))
-    return float((data.weight * expected_log_prob(model, data, torch.zeros_like(v), v).value).sum())
+def _move(model: Model, seen: Seen, target: Sites, step_size: float) -> tuple[WhitenedSum, Sites, Tensor]:
+    """Return q after a step towards ``target``, the sites of the rows then, and whether that is proper, (*b,)."""
+    moved, q = seen.sites.blend(target, step_size), seen.q
+    change = (moved.linear - seen.sites.linear, moved.precision - seen.sites.precision)
+    pull, weighted = moments_of(seen.W, *change, model.policy)
+    after, proper = WhitenedSum.of(q.pull + pull, q.precision + weighted).where_proper(q)
+    return after, moved, proper
+
+
+def _climb(
+    model: Model, seen: Seen, batch: Data, term: Tensor, target: Sites, step_size: float
+) -> tuple[WhitenedSum, Sites, Tensor]:
+    """Return the same for the first of shorter and shorter steps that does not lower the bound of the batch."""
+    before = float(seen.bound(term))
+    least = before - _SLACK * max(1.0, abs(before)) - model.likelihood.resolution * float(batch.weight.sum())
+    for _ in range(_SHORTENINGS + 1):
+        q, moved, proper = _move(model, seen, target, step_size)
+        there = Seen.of(model, q, batch.X, seen.W, moved)
+        value = expected_log_prob(model, batch, there.mean_at_data, there.variance_at_data).value
+        if there.bound((batch.weight * value).sum()) >= least:  # False for NaN
+            return q, moved, proper
+        step_size *= 0.25
+    return seen.q, seen.sites, seen.q.pull.new_zeros(seen.q.pull.shape[:-1], dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -154,8 +172,7 @@ class TiedFit:
     posterior : InducingPosterior
         Of no rows and these sites: it predicts.
     n_steps, n_rejected : int
-        Batches, and how many of their updates were rejected since q would not have been a finite, proper Gaussian;
-        of several latents each counts.
+        Batches, and how many of their updates were rejected; of several latents each counts.
     """
 
     tied: TiedSites
@@ -207,29 +224,27 @@ def tied_by_batches(
     Returns
     -------
     TiedFit
+        Updates after which q is no finite, proper Gaussian are rejected.
 
     Raises
     ------
     ValueError
-        A parameter is out of its range.
+        A parameter is out of its range, or there are no batches.
 
     Notes
     -----
-    O(|b| m² + m³) per batch and latent. No bound is evaluated, and no step is refused but those that are not finite
-    or proper: see `tied_bound` for how far it got.
+    O(|b| m² + m³) per batch and latent. No bound is evaluated on the way: `tied_bound` says how far it got.
 
     References
     ----------
-    Hensman, Fusi and Lawrence (2013), "Gaussian processes for big data"; Adam, Chang, Khan and Solin (2021); Lin,
-    Schmidt and Khan (2020), "Handling the positive-definite constraint in the Bayesian learning rule".
+    Hensman, Fusi and Lawrence (2013), "Gaussian processes for big data"; Adam, Chang, Khan and Solin (2021).
     """
     if not (0 < step_size <= 1 and delay > 0 and 0 <= decay <= 1):
         raise ValueError(f"step_size, delay and decay must be in (0, 1], > 0 and in [0, 1]: {step_size, delay, decay}.")
     check_positivity(positivity)
-    policy, q = model.policy, None
+    policy, q, n_steps = model.policy, None, 0
     L, _ = inducing_factor(model.prior, Z, policy)
     rejected = torch.zeros((), dtype=torch.long, device=Z.device)
-    n_steps = 0
     for n_steps, batch in enumerate(batches, 1):
         if q is None:
             q = WhitenedSum.of_tied(L, latent_shape(model, batch)[:-1], start)

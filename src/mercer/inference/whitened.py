@@ -70,7 +70,8 @@ class WhitenedSum:
 class Seen:
     """Rows of a batch under q, as `mercer.inference.target` reads a posterior.
 
-    ``W`` (m, |b|) is L⁻¹ k(Z, X); ``mean_at_data`` and ``variance_at_data`` (*b, |b|) are those of g = f − μ.
+    ``W`` (m, |b|) is L⁻¹ k(Z, X); ``mean_at_data`` and ``variance_at_data`` (*b, |b|) are those of g = f − μ, of which
+    variance u leaves ``left`` (|b|,).
     """
 
     W: Tensor
@@ -78,13 +79,25 @@ class Seen:
     sites: Sites
     mean_at_data: Tensor
     variance_at_data: Tensor
+    left: Tensor
 
     @classmethod
     def of(cls, model: Model, q: WhitenedSum, X: Tensor, W: Tensor, sites: Sites) -> Seen:
         """Return the rows X (|b|, d) with their sites (*b, |b|)."""
         V = torch.linalg.solve_triangular(q.root, W, upper=False)
-        left = diag(model.prior.kernel, X) - W.square().sum(-2)
-        return cls(W, q, sites, _pull(q.mean, W), left.clamp_min(0.0) + V.square().sum(-2))
+        left = (diag(model.prior.kernel, X) - W.square().sum(-2)).clamp_min(0.0)
+        return cls(W, q, sites, _pull(q.mean, W), left + V.square().sum(-2), left)
+
+    def bound(self, data_term: Tensor) -> Tensor:
+        """Return Σ_b w E_q[log p(y|f)] + E_q[log t of all other rows] − KL[q ‖ p], in nats but for a constant.
+
+        ``data_term`` is the first of these, a scalar. With all other sites as they are, this is what a batch can raise.
+        """
+        sites, m, q = self.sites, self.mean_at_data, self.q
+        second = self.variance_at_data - self.left + m.square()
+        own = (sites.linear * m - 0.5 * sites.precision * second).sum()
+        log_z = 0.5 * (q.pull * q.mean).sum() - q.root.diagonal(dim1=-2, dim2=-1).log().sum()
+        return data_term - own + log_z
 
     def covariance_product(self, vectors: Tensor) -> Tensor:
         """Return the covariance of the wᵢᵀL⁻¹u, the part of g that sites act on, times vectors (*b, |b|)."""

@@ -30,7 +30,7 @@ from sklearn.model_selection import train_test_split
 from mercer import GPClassifier, GPRegressor
 from mercer.families import Inducing
 from mercer.kernels import RBF
-from mercer.sequential.options import Stream
+from mercer.sequential import Stream
 
 PARTS = ("digits", "mnist", "banana", "elevators", "bike")
 SEEDS = range(3)

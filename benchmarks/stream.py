@@ -23,7 +23,7 @@ import numpy as np
 from _harness import finish, parser, resident_mb, table
 
 from mercer import GPRegressor
-from mercer.sequential.options import Stream
+from mercer.sequential import Stream
 
 BATCH = 1000
 WINDOW = 5000

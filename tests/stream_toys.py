@@ -16,8 +16,9 @@ from mercer.kernels.means import constant_mean
 from mercer.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Ordinal, Poisson, Softmax, StudentT
 from mercer.model import Model
 from mercer.policy import NumericalPolicy
+from mercer.sequential import Stream
+from mercer.sequential import state as held
 from mercer.sequential import stream as streams
-from mercer.sequential.options import Stream
 
 N, NOISE, MEAN = 48, 0.09, 0.2
 Z = torch.linspace(0.2, 3.8, 9, dtype=DTYPE)[:, None]
@@ -57,7 +58,7 @@ def toy(name="gaussian", mean=MEAN, places=Z, n_inducing=None, seed=0, n=N, **po
 
 def go(model, data, parts, options, learn=False, state=None, places=Z, seed=0):
     """Take in batches of the rows ``parts``, and return the last update."""
-    state = streams.start(model, data, options, seed, places) if state is None else state
+    state = held.start(model, data, seed, places) if state is None else state
     for part in parts:
         outcome = streams.update(model, state, data.rows(torch.as_tensor(part)), options, learn)
         state = outcome.state
@@ -83,7 +84,7 @@ def batch(model, data, places=Z):
 @torch.no_grad()
 def known(model, past):
     """Return what the statistics or sites of rows say of u."""
-    return streams.sites_of(model, past)
+    return held.sites_of(model, past)
 
 
 def rest_of(state):

@@ -25,9 +25,8 @@ from mercer.kernels import Matern32, Matern52
 from mercer.kernels.means import constant_mean
 from mercer.likelihoods import Gaussian
 from mercer.linalg.cholesky import NotPositiveDefiniteError
-from mercer.sequential import ClassBalanced, LeverageTop
+from mercer.sequential import ClassBalanced, LeverageTop, Stream
 from mercer.sequential import stream as streams
-from mercer.sequential.options import Stream
 
 FROZEN = {"inducing": "fixed", "hyperparameters": "frozen"}
 NOISE, THETA = 0.04, (1.0, 1.5)  # of the curve; lengthscale and outputscale
@@ -470,7 +469,7 @@ def test_a_failure_in_the_middle_leaves_the_estimator_as_it_was(stage, error, mo
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(streams, "_remember", fail)
+    monkeypatch.setattr(streams, "remember", fail)
     expected = ValueError if isinstance(error, NotPositiveDefiniteError) else type(error)
     with pytest.raises(expected):
         model.partial_fit(X, y)

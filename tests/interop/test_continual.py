@@ -19,7 +19,7 @@ from mercer.interop.continual import (
     permuted,
 )
 from mercer.kernels import RBF
-from mercer.sequential.options import Stream
+from mercer.sequential import Stream
 
 EVENTS = [f"{when}_{what}" for what in ("training", "training_exp", "eval", "eval_exp") for when in ("before", "after")]
 # task 1 is known best after experience 2, task 2 is half known before it is taught

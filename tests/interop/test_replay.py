@@ -10,7 +10,7 @@ from sklearn.linear_model import SGDClassifier
 from mercer import GPClassifier, GPRegressor
 from mercer.interop.continual import ReplayBuffer
 from mercer.kernels import RBF
-from mercer.sequential.options import Stream
+from mercer.sequential import Stream
 
 
 def regressor(memory=12, policy="bls_sample", seed=0):

@@ -11,7 +11,7 @@ import pytest
 
 from mercer import GPClassifier, GPCountRegressor, GPRegressor
 from mercer.kernels import RBF
-from mercer.sequential.options import Stream
+from mercer.sequential import Stream
 
 river = pytest.importorskip("river")
 from river import checks, evaluate, metrics, preprocessing, proba  # noqa: E402

@@ -21,16 +21,18 @@ from stream_toys import (
     known,
     parts_of,
     rest_of,
-    streams,
     titsias,
     toy,
 )
 
 from mercer._typing import Data
+from mercer.inference.evidence import Evidence
 from mercer.inference.streaming import noise_variance
 from mercer.inference.theta import ThetaVector
 from mercer.linalg.cholesky import NotPositiveDefiniteError
-from mercer.sequential import LeverageTop, Selection
+from mercer.sequential import LeverageTop, Selection, sums
+from mercer.sequential import state as held
+from mercer.sequential import stream as streams
 
 GREEDY = {"hyperparameters": "frozen", "residual_tol": 0.1}
 
@@ -275,7 +277,7 @@ def test_targets_out_of_range_are_refused(y):
     state = go(model, data, [range(20)], Stream(memory=5, **FIXED)).state
     wild = Data(data.X[:2], torch.full((2,), y, dtype=DTYPE), torch.ones(2, dtype=DTYPE))
     with pytest.raises(NotPositiveDefiniteError, match="out of range"):
-        streams.update(model, state, wild, Stream(memory=5, **FIXED), learn=False)
+        streams.update(model, state, wild, Stream(memory=5, **FIXED), learning=False)
 
 
 def test_a_search_that_fails_leaves_hyperparameters_as_they_were(monkeypatch):
@@ -287,7 +289,7 @@ def test_a_search_that_fails_leaves_hyperparameters_as_they_were(monkeypatch):
         self.vector.write(start + 1.0)
         raise FloatingPointError("no way")
 
-    monkeypatch.setattr(streams.Evidence, "maximise", fail)
+    monkeypatch.setattr(Evidence, "maximise", fail)
     outcome = go(model, data, [range(20, N)], Stream(memory=5, inducing="fixed"), learn=True, state=state)
     torch.testing.assert_close(ThetaVector(model).read(), before, rtol=1e-14, atol=1e-14)
     assert outcome.n_iter == 0 and "no way" in outcome.notes[0] and not outcome.state.moved
@@ -302,8 +304,8 @@ def test_an_interrupted_search_is_an_interrupted_update(monkeypatch):
             raise KeyboardInterrupt
         return evaluate(self, theta, gradient)
 
-    evaluate = streams.Evidence._evaluate
-    monkeypatch.setattr(streams.Evidence, "_evaluate", interrupt)
+    evaluate = Evidence._evaluate
+    monkeypatch.setattr(Evidence, "_evaluate", interrupt)
     with pytest.raises(KeyboardInterrupt):
         go(model, data, [range(20, N)], Stream(memory=5, inducing="fixed"), learn=True, state=state)
 
@@ -375,12 +377,12 @@ def test_gaussian_rows_are_unlearned_wherever_they_are(memory):
     inside = (state.memory.data.X == data.X[unwanted].T).any(-1)
     outside = unwanted & ~(data.X == state.memory.data.X.T).any(-1)
     gone = data.rows(outside.nonzero().squeeze(-1)) if outside.any() else None
-    after = streams.without(model, state, (~inside).to(DTYPE), gone)
+    after = sums.without(model, state, (~inside).to(DTYPE), gone)
     rest = data.rows((~unwanted).nonzero().squeeze(-1))
     expected, bound = batch(model, rest)
     close(known(model, after.total), expected.posterior.tied(), 1e-10)
-    close(streams.posterior_of(model, after).joint(X_NEW), expected.posterior.joint(X_NEW), 1e-10)
-    assert streams.evidence_of(model, after) == pytest.approx(bound, rel=1e-9)
+    close(held.posterior_of(model, after).joint(X_NEW), expected.posterior.joint(X_NEW), 1e-10)
+    assert held.evidence_of(model, after) == pytest.approx(bound, rel=1e-9)
     assert after.n_seen == rest.n_rows and after.memory.data.n_rows == int((~inside).sum())
 
 
@@ -390,9 +392,9 @@ def test_rows_in_memory_are_unlearned_by_all_that_are_there(name):
     model, data = toy(name)
     state = go(model, data, parts_of([10, 20]), Stream(memory=N, **FIXED)).state
     unwanted = (state.memory.data.X < 1.0).squeeze(-1)
-    after = streams.without(model, state, (~unwanted).to(DTYPE), None)
+    after = sums.without(model, state, (~unwanted).to(DTYPE), None)
     expected, _ = batch(model, state.memory.data.rows((~unwanted).nonzero().squeeze(-1)))
-    close(streams.posterior_of(model, after).marginals(X_NEW), expected.posterior.marginals(X_NEW), 1e-5)
+    close(held.posterior_of(model, after).marginals(X_NEW), expected.posterior.marginals(X_NEW), 1e-5)
     close(after.total, expected.posterior.tied(), 1e-5)
 
 
@@ -403,9 +405,9 @@ def test_a_share_of_a_row_can_be_unlearned(name):
     three = replace(data, weight=torch.full((N,), 3.0, dtype=DTYPE))
     state = go(model, three, parts_of([10, 20]), Stream(memory=N, **FIXED)).state
     left = torch.where(torch.arange(N) < 7, 2 / 3, 1.0).to(DTYPE)
-    after = streams.without(model, state, left, None)
+    after = sums.without(model, state, left, None)
     expected, _ = batch(model, replace(state.memory.data, weight=3.0 * left))
-    close(streams.posterior_of(model, after).marginals(X_NEW), expected.posterior.marginals(X_NEW), 1e-5)
+    close(held.posterior_of(model, after).marginals(X_NEW), expected.posterior.marginals(X_NEW), 1e-5)
     close(after.memory.data.weight, 3.0 * left, 1e-14)
     assert after.n_seen == N
 
@@ -417,10 +419,10 @@ def test_rows_that_cannot_have_been_there_are_refused():
     far = Data(data.X[:3] + 10.0, data.y[:3], torch.ones(3, dtype=DTYPE))
     far = replace(far, X=Z[:3], weight=torch.full((3,), 50.0, dtype=DTYPE))
     with pytest.raises(ValueError, match="cannot have been among those seen"):
-        streams.without(model, state, everything, far)
+        sums.without(model, state, everything, far)
     many = Data(X_NEW.repeat(10, 1), torch.zeros(110, dtype=DTYPE), torch.full((110,), 1e-6, dtype=DTYPE))
     with pytest.raises(ValueError, match="cannot have been among those seen"):
-        streams.without(model, state, everything, many)
+        sums.without(model, state, everything, many)
 
 
 # ---- merged
@@ -443,11 +445,11 @@ def test_two_gaussian_streams_are_one_on_all_rows(memory, outputs):
         data = replace(data, y=y)
     options = Stream(memory=memory, **FIXED)
     common, states = shards(model, data, options)
-    state, kept = streams.merged(model, states, common, options)
+    state, kept = sums.merged(model, states, common, options)
     expected, bound = batch(model, data)
     close(known(model, state.total), expected.posterior.tied(), 1e-10)
-    close(streams.posterior_of(model, state).marginals(X_NEW), expected.posterior.marginals(X_NEW), 1e-10)
-    assert streams.evidence_of(model, state) == pytest.approx(bound, rel=1e-9)
+    close(held.posterior_of(model, state).marginals(X_NEW), expected.posterior.marginals(X_NEW), 1e-10)
+    assert held.evidence_of(model, state) == pytest.approx(bound, rel=1e-9)
     assert state.n_seen == N and state.memory.data.n_rows == min(memory, N) == len(kept)
     assert len(state.memory.data.X.unique()) == len(kept)  # rows of the common start are there once
     values = torch.linalg.eigvalsh(known(model, rest_of(state)).precision)
@@ -461,7 +463,7 @@ def test_streams_without_a_common_start_add_up():
     one, two = parts_of([20])
     options = Stream(memory=6, **FIXED)
     states = [go(model, data, [part], options).state for part in (one, two)]
-    state, _ = streams.merged(model, states, None, options)
+    state, _ = sums.merged(model, states, None, options)
     expected, _ = batch(model, data)
     close(known(model, state.total), expected.posterior.tied(), 1e-10)
 
@@ -470,7 +472,7 @@ def test_rows_that_both_streams_have_seen_count_twice():
     model, data = toy()
     options = Stream(memory=N, **FIXED)
     states = [go(model, data, [part], options).state for part in (range(30), range(20, N))]
-    state, _ = streams.merged(model, states, None, options)
+    state, _ = sums.merged(model, states, None, options)
     weight = 1.0 + ((torch.arange(N) >= 20) & (torch.arange(N) < 30)).to(DTYPE)
     expected, _ = batch(model, replace(data, weight=weight))
     close(known(model, state.total), expected.posterior.tied(), 1e-10)
@@ -483,10 +485,10 @@ def test_streams_of_other_likelihoods_with_all_rows_in_memory_are_one(name):
     model, data = toy(name)
     options = Stream(memory=N, **FIXED)
     common, states = shards(model, data, options)
-    state, _ = streams.merged(model, states, common, options)
+    state, _ = sums.merged(model, states, common, options)
     expected, bound = batch(model, data)
-    assert abs(streams.evidence_of(model, state) - bound) < 1e-8
-    close(streams.posterior_of(model, state).marginals(X_NEW), expected.posterior.marginals(X_NEW), 1e-5)
+    assert abs(held.evidence_of(model, state) - bound) < 1e-8
+    close(held.posterior_of(model, state).marginals(X_NEW), expected.posterior.marginals(X_NEW), 1e-5)
     close(rest_of(state), (torch.zeros(9, dtype=DTYPE), torch.zeros(9, 9, dtype=DTYPE)), 1e-8)
 
 
@@ -496,9 +498,9 @@ def test_merged_streams_of_other_likelihoods_are_near_one_of_all_rows(name):
     model, data = toy(name, mean=None, tol=1e-9)
     options = Stream(memory=6, **FIXED)
     common, states = shards(model, data, options)
-    state, _ = streams.merged(model, states, common, options)
+    state, _ = sums.merged(model, states, common, options)
     expected = batch(model, data)[0].posterior.mean(X_NEW)
-    off = [float((streams.posterior_of(model, each).mean(X_NEW) - expected).abs().max()) for each in (state, *states)]
+    off = [float((held.posterior_of(model, each).mean(X_NEW) - expected).abs().max()) for each in (state, *states)]
     assert off[0] < 0.5 * min(off[1:])
     assert state.memory.data.n_rows == 6
 
@@ -507,9 +509,9 @@ def test_the_policy_chooses_the_memory_of_merged_streams():
     model, data = toy()
     options = Stream(memory=6, policy="bls_top", **FIXED)
     common, states = shards(model, data, options)
-    state, _ = streams.merged(model, states, common, options)
-    full, _ = streams.merged(model, states, common, replace(options, memory=None))
-    posterior = streams.posterior_of(model, full)
+    state, _ = sums.merged(model, states, common, options)
+    full, _ = sums.merged(model, states, common, replace(options, memory=None))
+    posterior = held.posterior_of(model, full)
     best = (posterior.variance_at_data / NOISE).topk(6).indices
     assert set(state.memory.data.X[:, 0].tolist()) == set(full.memory.data.X[best, 0].tolist())
 
@@ -519,10 +521,10 @@ def test_streams_with_other_places_or_weights_are_not_merged():
     options = Stream(memory=6, **FIXED)
     common, states = shards(model, data, options)
     with pytest.raises(ValueError, match="different inducing points"):
-        streams.merged(model, [states[0], replace(states[1], Z=Z + 0.1)], common, options)
+        sums.merged(model, [states[0], replace(states[1], Z=Z + 0.1)], common, options)
     for weighed in ({"forgetting": 0.9}, {"memory_weight": 2.0}):
         with pytest.raises(ValueError, match="forgetting=1"):
-            streams.merged(model, states, common, replace(options, **weighed))
+            sums.merged(model, states, common, replace(options, **weighed))
 
 
 # ---- odd batches
@@ -533,9 +535,9 @@ def test_batches_of_one_row_and_of_equal_rows_are_taken(name):
     model, data = toy(name, n_inducing=6)
     same = Data(data.X[:1].repeat(5, 1), data.y[:1].repeat(5), torch.ones(5, dtype=DTYPE))
     options = Stream(memory=3, **GREEDY)
-    state = streams.start(model, data, options, 0)
+    state = held.start(model, data, 0)
     for rows in (data.rows(torch.tensor([0])), same, data.rows(torch.arange(1, 9))):
-        outcome = streams.update(model, state, rows, options, learn=False)
+        outcome = streams.update(model, state, rows, options, learning=False)
         state = outcome.state
         mean, variance = outcome.posterior.marginals(X_NEW)
         assert bool(mean.isfinite().all()) and bool((variance > 0).all())
@@ -552,11 +554,11 @@ def test_evidence_of_a_state_is_the_bound_of_all_rows():
                 model.likelihood.log_noise_variance.fill_(math.log(noise))
             assert float(noise_variance(model, data.y[0])) == pytest.approx(noise)
             bound = float(titsias(data.X, data.y - MEAN, noise=noise))
-            assert streams.evidence_of(model, _again(model, state)) == pytest.approx(bound, rel=1e-9)
+            assert held.evidence_of(model, _again(model, state)) == pytest.approx(bound, rel=1e-9)
         with torch.no_grad():
             model.likelihood.log_noise_variance.fill_(math.log(NOISE))
 
 
 def _again(model, state):
     """The state with sites of memory's rows at the present noise."""
-    return streams.without(model, state, torch.ones(state.memory.data.n_rows, dtype=DTYPE), None)
+    return sums.without(model, state, torch.ones(state.memory.data.n_rows, dtype=DTYPE), None)

@@ -27,7 +27,6 @@ from stream_toys import (
     known,
     parts_of,
     rest_of,
-    streams,
     titsias,
     toy,
 )
@@ -35,9 +34,11 @@ from toys import normal
 
 from mercer._typing import Data
 from mercer.families.inducing_plan import InducingPlan
+from mercer.families.tied import Projection
 from mercer.inference import Dual, run
 from mercer.inference.streaming import ConjugateStream, noise_variance
 from mercer.sequential import ClassBalanced, LeverageTop
+from mercer.sequential import state as held
 
 PARTITIONS = {
     "ones": [1] * N,
@@ -62,7 +63,7 @@ def test_gaussian_rows_in_any_order_and_parts_are_one_batch(sizes, memory):
     close(outcome.posterior.joint(X_NEW), state.posterior.joint(X_NEW), 1e-12)
     bound = float(titsias(data.X, data.y - MEAN, weight=WEIGHT))
     assert outcome.value == pytest.approx(bound, rel=1e-9)
-    assert streams.evidence_of(model, outcome.state) == pytest.approx(bound, rel=1e-9)
+    assert held.evidence_of(model, outcome.state) == pytest.approx(bound, rel=1e-9)
 
 
 def test_outputs_with_missing_targets_are_one_batch():
@@ -158,7 +159,7 @@ def test_the_loss_of_moving_is_its_definition(name):
     assert after.state.loss == pytest.approx(before.state.loss + expected, rel=1e-6)
     # what was known and is not at hand any more
     rest = known(model, rest_of(before.state))
-    inner = streams.given(model, rest_of(before.state).project(streams.Projection(model.prior, old, new, model.policy)))
+    inner = held.given(model, rest_of(before.state).project(Projection(model.prior, old, new, model.policy)))
     close(known(model, inner[0].past) if name == "gaussian" else inner[1], _projected(rest, P), 1e-6)
     share = after.posterior.tied() + known(model, rest_of(after.state))
     close(known(model, after.state.total), share, 1e-9)
@@ -474,7 +475,7 @@ def test_with_every_row_its_own_place_the_objective_is_the_evidence_at_any_hyper
 )
 def test_each_objective_is_climbed_as_it_is_written(objective, policy, monkeypatch):
     """The top of the dense twin, found by scipy, is where a long search of ours ends."""
-    monkeypatch.setattr(streams, "_SETTLED", 1e-12)
+    monkeypatch.setattr("mercer.sequential.learn._SETTLED", 1e-12)
     model, data = toy(mean=None, seed=3)
     options = Stream(memory=10, policy=policy, inducing="fixed", objective=objective, n_hyper_iter=200)
     first, second = parts_of([32])

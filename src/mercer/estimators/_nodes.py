@@ -52,7 +52,7 @@ from mercer.model import Model
 from mercer.policy import NumericalPolicy
 from mercer.sequential import memory as memories
 from mercer.sequential.options import Stream
-from mercer.sequential.stream import Memory, StreamState
+from mercer.sequential.state import Memory, StreamState
 
 ESTIMATORS: tuple[type, ...] = (GPRegressor, GPClassifier, GPCountRegressor)
 _TAG = "$"

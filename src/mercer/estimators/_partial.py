@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,30 +12,27 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from mercer._typing import Data
-from mercer.estimators._conditioning import condition, fitted_attributes
+from mercer.estimators._learned_sums import LearnedSums
 from mercer.estimators._prequential import StreamScore, score_stream
 from mercer.estimators._report import FitReport, evidence_name, peak_memory_mb
 from mercer.estimators._rows import Rows, Units, canonical_rows, joined_rows, make_data, rows_of
+from mercer.estimators._stream_warnings import doublings, misfits
 from mercer.families.inducing import Inducing
-from mercer.families.tied import GaussianStatistics
 from mercer.inference.conjugate import Conjugate
 from mercer.inference.dual import Dual
-from mercer.inference.theta import ThetaVector
 from mercer.model import Model
+from mercer.sequential import state as held
 from mercer.sequential import stream as streams
 from mercer.sequential.options import Stream
-from mercer.sequential.stream import StreamState, Update
+from mercer.sequential.state import StreamState
+from mercer.sequential.stream import Update
 
 _SURPRISING = 4.0  # standard deviations of the batches before
-_LOST = 1.0  # nats
 _MOST_WAITING = 1000  # rows whose targets are all the same
-_FAR, _FARTHER = 30.0, 10.0  # in units of the first rows, and times what memory's rows have
 _STREAMING = ("auto", "inducing")
 _ENGINES = ("auto", "conjugate", "dual")
 _PER_ROW = ("sample_weight", "exposure", "noise_variance")
@@ -63,7 +59,7 @@ class MemoryRows(NamedTuple):
     inclusion: np.ndarray
 
 
-class PartialFit:
+class PartialFit(LearnedSums):
     """Mixin: learning from batches that are not seen again."""
 
     family: Any
@@ -75,9 +71,6 @@ class PartialFit:
     _rows: Rows
     _units: Units
     _model: Model
-
-    def _stream_options(self) -> Stream:
-        return Stream() if self.stream is None else self.stream
 
     def _family_streams(self) -> bool:
         return self.family in _STREAMING if isinstance(self.family, str) else isinstance(self.family, Inducing)
@@ -154,10 +147,10 @@ class PartialFit:
             # one value says that there is no noise, which later rows could hardly contradict
             model.likelihood.initialise(data.y[..., :1] + data.y.new_tensor([-1.0, 1.0]), data.weight.new_ones(2))
         seed = int(self._seed())  # type: ignore[attr-defined]
-        state = streams.start(model, data, options, seed, self.posterior_.plan.Z if own else None)
+        state = held.start(model, data, seed, self.posterior_.plan.Z if own else None)
         began = time.perf_counter()
         how = replace(options, inducing="fixed") if own else options
-        outcome = streams.update(model, state, data, how, learn=False)
+        outcome = streams.update(model, state, data, how, learning=False)
         self._set_stream(model, outcome, self._rows, began, options, [])
 
     def _take_in(self, rows: Rows, options: Stream) -> None:
@@ -171,7 +164,7 @@ class PartialFit:
         found = []
         if self.standardize:  # type: ignore[attr-defined]
             names = getattr(self, "feature_names_in_", None)
-            found = _misfits(batch, self.stream_.memory.data, names, self._standardize_y)  # type: ignore[attr-defined]
+            found = misfits(batch, self.stream_.memory.data, names, self._standardize_y)  # type: ignore[attr-defined]
         self._set_stream(model, outcome, joined_rows(self._rows, rows), began, options, found)
 
     def _set_stream(
@@ -191,7 +184,7 @@ class PartialFit:
             f"moving inducing points lost {outcome.loss:.3g} nats, {state.loss:.3g} so far",
         ]
         found = [*found, *outcome.confession.warnings]
-        if _doublings(state.loss) > _doublings(state.loss - outcome.loss):
+        if doublings(state.loss) > doublings(state.loss - outcome.loss):
             found.append(
                 f"{state.loss:.3g} nats were lost where inducing points moved: raise n_inducing={len(state.Z)}, or "
                 "lower loss_tol"
@@ -257,71 +250,6 @@ class PartialFit:
 
         return score_stream(self, batches(), len(starts), **rest)
 
-    def merge(self, *others: Any, common: Any = None) -> Any:
-        """Add what other estimators have seen, each on rows of its own.
-
-        Parameters
-        ----------
-        *others : estimators of this class
-            On streams with the same hyperparameters and inducing points as this one, as copies of one estimator have
-            that then saw different rows under ``Stream(inducing="fixed", hyperparameters="frozen")``.
-        common : estimator, default=None
-            The one that they are copies of; what it had seen counts once. None if it had seen nothing.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            Hyperparameters, units or inducing points differ, or a stream has not begun. Nothing is changed.
-        """
-        given = [self, *others, *([] if common is None else [common])]
-        if len({id(each) for each in given}) < len(given):
-            raise ValueError("merge needs different estimators; what one has seen would count twice.")
-        for each in given:
-            if not hasattr(each, "stream_"):
-                raise ValueError("merge needs streams: give each estimator more than stream.dense_rows rows first.")
-            if not _same_process(self, each):
-                raise ValueError(
-                    "merge needs equal hyperparameters and units: make copies of one estimator with "
-                    "Stream(inducing='fixed', hyperparameters='frozen')."
-                )
-        states = [each.stream_ for each in (self, *others)]
-        before = None if common is None else common.stream_
-        with self._all_or_nothing():  # type: ignore[attr-defined]
-            rows = self._rows_at_hand = self._rows
-            for other in others:
-                rows = joined_rows(rows, other._rows)
-            model = self._model
-            state, kept = streams.merged(model, states, before, self._stream_options())
-            rows = rows_of(rows, kept.cpu().numpy(), state.memory.data.weight.cpu().numpy())
-            self._set_state(model, state, streams.posterior_of(model, state), rows)
-            self._report(f"merged {len(states)} streams")
-        return self
-
-    def _set_state(self, model: Model, state: StreamState, posterior: Any, rows: Rows) -> list[str]:
-        """Set the fitted attributes to those of a stream with ``rows`` in memory; return what is to be reported."""
-        units, past = self._units, state.total - state.memory.share
-        engine: Any = streams.given(model, past)[0]
-        if isinstance(past, GaussianStatistics):
-            engine = replace(engine, offset=-float((past.count.cpu() * torch.as_tensor(np.log(units.y_scale))).sum()))
-        offset = getattr(engine, "offset", 0.0)
-        counted = rows_of(rows, np.arange(len(rows.X)), state.memory.counted.cpu().numpy())
-        value = streams.evidence_of(model, state) + units.log_jacobian(counted) + offset
-        model = replace(model, engine=engine)
-        theta = ThetaVector(model).read()
-        attributes, notes = fitted_attributes(model, rows, units, theta, posterior.release(), value)
-        self.__dict__.update(attributes, stream_=state)
-        return notes
-
-    def _report(self, status: str) -> None:
-        """Set the report to what came of the last one by something that is no fit."""
-        n_rows = self.stream_.n_seen if hasattr(self, "stream_") else len(self._rows.X)
-        value = self.log_marginal_likelihood_value_
-        self.fit_report_ = replace(self.fit_report_, n_rows=n_rows, log_marginal_likelihood=value, status=status)
-
     @property
     def memory_(self) -> MemoryRows:
         """Rows that are kept as they are: all of them until a stream begins."""
@@ -336,69 +264,6 @@ class PartialFit:
         """Return the targets of rows as the user has them."""
         return rows.y
 
-    def forget(self, X: Any, y: Any) -> Any:
-        """Unlearn rows, as if they had never been seen; hyperparameters stay.
-
-        Parameters
-        ----------
-        X : (n, d)
-        y : as in ``fit``
-            Every row must have been seen; one of weight w was seen w times, and each mention takes one away. Once a
-            stream has begun it must be in memory; rows with Gaussian noise may also have left it, as long as neither
-            inducing points nor hyperparameters nor weights changed since, and nobody checks then that they were ever
-            there.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            A row that cannot be unlearned; nothing is.
-        """
-        check_is_fitted(self, "posterior_")
-        estimator: Any = self
-        with estimator._all_or_nothing():
-            rows, _ = estimator._checked_rows(X, y, estimator._encode_known, None, {}, reset=False)
-            left, missing = _taken_off(self._rows, rows)
-            if hasattr(self, "stream_"):
-                self._forget_on_stream(rows, left, missing)
-            else:
-                if missing.any():
-                    row = int(np.flatnonzero(rows.index == np.flatnonzero(missing)[0])[0])
-                    raise ValueError(f"row {row} of X was not seen with this y, or not so often.")
-                if not left.any():
-                    raise ValueError("no row would be left; use a new estimator instead.")
-                self._keep_hyperparameters(canonical_rows(*rows_of(self._rows, np.arange(len(left)), left).raw()))
-            self._report(f"unlearned {len(rows.X)} row(s)")
-        return self
-
-    def _keep_hyperparameters(self, rows: Rows) -> None:
-        """Condition on rows at the hyperparameters, and the inducing points, that there are."""
-        plan = self.posterior_.plan
-        theta = self._theta  # type: ignore[attr-defined]
-        model = copy.deepcopy(self._model)
-        self.__dict__.update(
-            condition(model, rows, self._units, theta, None, plan if hasattr(plan, "over") else None)[0]
-        )
-
-    def _forget_on_stream(self, rows: Rows, left: np.ndarray, missing: np.ndarray) -> None:
-        state, model = self.stream_, self._model
-        absent = np.flatnonzero(missing)
-        if len(absent) and (state.moved or not isinstance(state.total, GaussianStatistics)):
-            raise ValueError(
-                f"{len(absent)} row(s) of X are not in memory, and what they said cannot be told from the rest any "
-                "more. Use a larger memory, or Stream(inducing='fixed', hyperparameters='frozen') with Gaussian noise."
-            )
-        gone: Data | None = None
-        if len(absent):
-            gone = make_data(rows_of(rows, absent, missing[absent]), self._units, model.policy)
-        share = torch.as_tensor(left / self._rows.weight).to(state.memory.data.weight)
-        after = streams.without(model, state, share, gone)
-        kept = rows_of(self._rows, np.flatnonzero(left), after.memory.data.weight.cpu().numpy())
-        self._set_state(model, after, streams.posterior_of(model, after), kept)
-
 
 def _check_same_side(known: Rows, new: Rows) -> None:
     if set(known.side) != set(new.side):
@@ -412,74 +277,6 @@ def _vary(y: np.ndarray) -> bool:
     """Whether any output takes more than one value."""
     columns = y.reshape(len(y), -1).T
     return any(len(np.unique(column[~np.isnan(column)])) > 1 for column in columns)
-
-
-def _taken_off(known: Rows, unwanted: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weights that known rows have left, and how many of each unwanted row are not among them.
-
-    A weight of up to one is one row; equal rows are taken one after the other.
-    """
-
-    def keys(rows: Rows) -> list[bytes]:
-        table = np.column_stack([rows.X, rows.y]) + 0.0
-        table[np.isnan(table)] = np.nan  # of which there are many
-        return [row.tobytes() for row in table]
-
-    at: dict[bytes, list[int]] = {}
-    for i, key in enumerate(keys(known)):
-        at.setdefault(key, []).append(i)
-    left, missing = known.weight.copy(), unwanted.weight.copy()
-    for i, key in enumerate(keys(unwanted)):
-        for j in at.get(key, []):
-            n = min(missing[i], math.ceil(left[j]))
-            left[j], missing[i] = max(left[j] - n, 0.0), missing[i] - n
-    return left, missing
-
-
-def _same_process(one: Any, other: Any) -> bool:
-    """Whether two estimators have the same prior, likelihood and units."""
-
-    def parts(each: Any) -> tuple[list[Any], list[Any]]:
-        prior, units = each._model.prior, each._units
-        modules = [m for m in (prior.kernel, prior.mean, each._model.likelihood) if m is not None]
-        kinds = [(type(m), getattr(m, "nu", None)) for module in modules for m in module.modules()]
-        numbers = [value.detach().cpu().numpy() for module in modules for value in module.state_dict().values()]
-        where = [units.x_center, units.x_scale, units.y_center, units.y_scale, getattr(each, "classes_", 0)]
-        return [type(each), *kinds, *sorted(each._rows.side), each._rows.y.shape[1:]], [*numbers, *where]
-
-    kinds, numbers = zip(parts(one), parts(other), strict=True)
-    return kinds[0] == kinds[1] and all(np.array_equal(a, b) for a, b in zip(*numbers, strict=True))
-
-
-def _doublings(nats: float) -> int:
-    """Return how often a loss has doubled since it became worth mentioning."""
-    return 0 if nats < _LOST else 1 + int(math.log2(nats / _LOST))
-
-
-def _misfits(batch: Data, memory: Data, names: Any, with_y: bool) -> list[str]:
-    """Return warnings of rows that the units of the first rows do not fit, unless memory has such rows already."""
-    found = []
-
-    def stands_out(size: Tensor, known: Tensor) -> Tensor:
-        return size > _FARTHER * known.clamp_min(_FAR / _FARTHER)
-
-    sizes = [data.y.square().nanmean(-1).sqrt().nan_to_num(0.0) for data in (batch, memory)]
-    if with_y and bool((far := stands_out(*sizes)).any()):
-        size = float(sizes[0][far].max())
-        found.append(
-            f"y of the batch is {size:.3g} standard deviations of the first rows away from their mean; hyperparameters "
-            "are learned in units of those and may not get there: begin anew with rows that are typical"
-        )
-    spreads = [
-        data.X.std(0, correction=0) if data.n_rows else data.X.new_zeros(data.X.shape[1]) for data in (batch, memory)
-    ]
-    for j in stands_out(*spreads).nonzero().squeeze(-1).tolist():
-        name = j if names is None else repr(names[j])
-        found.append(
-            f"column {name} of the batch varies by {float(spreads[0][j]):.3g} standard deviations of the first rows; "
-            "lengthscales are learned in units of those and may not get there: begin anew with rows that are typical"
-        )
-    return found
 
 
 def _some(values: Any, rows: slice) -> Any:

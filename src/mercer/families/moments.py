@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mercer.families.tied import TiedSites
 from mercer.kernels.evaluate import gram
+from mercer.linalg.dense import matvec, sum_to
 from mercer.policy import NumericalPolicy
 
 
@@ -48,7 +49,7 @@ def moments_of(W: Tensor, linear: Tensor, precision: Tensor, policy: NumericalPo
     for rows in chunks_of(n, m, precision.shape[:-1].numel(), policy):
         own = W[..., rows]
         second = second + (own * precision[..., rows].unsqueeze(-2)) @ own.mT
-    return _times(W, linear), second
+    return matvec(W, linear), second
 
 
 @torch.no_grad()
@@ -84,7 +85,7 @@ class _Moments(torch.autograd.Function):
         first = second = None
         for rows in chunks_of(len(X), len(Z), precision.shape[:-1].numel(), policy):
             W = torch.linalg.solve_triangular(L, gram(kernel, Z, X[rows], policy=policy), upper=False)
-            pull = _times(W, linear[..., rows])
+            pull = matvec(W, linear[..., rows])
             weighted = (W * precision[..., rows].unsqueeze(-2)) @ W.mT
             first = pull if first is None else first.add_(pull)
             second = weighted if second is None else second.add_(weighted)
@@ -108,7 +109,7 @@ class _Moments(torch.autograd.Function):
         by_L = None
         if need_L:
             outer = by_first.unsqueeze(-1) * first.unsqueeze(-2)
-            push = _sum_to(both @ second, L.shape) + _sum_to(outer, L.shape)
+            push = sum_to(both @ second, L.shape) + sum_to(outer, L.shape)
             by_L = -torch.linalg.solve_triangular(L.mT, push, upper=True).tril()
         needed = (need_Z, *ctx.needs_input_grad[7:])
         leaves = [each for each, wanted in zip((Z, *parameters), needed, strict=True) if wanted]
@@ -124,17 +125,17 @@ class _Moments(torch.autograd.Function):
             W = torch.linalg.solve_triangular(L, values, upper=False)
             turned = half @ W
             if by_linear is not None:
-                by_linear[..., rows] = _sum_to(_times(W.mT, by_first), linear[..., rows].shape)
+                by_linear[..., rows] = sum_to(matvec(W.mT, by_first), linear[..., rows].shape)
             if by_precision is not None:
-                by_precision[..., rows] = _sum_to(0.5 * (turned * values).sum(-2), precision[..., rows].shape)
+                by_precision[..., rows] = sum_to(0.5 * (turned * values).sum(-2), precision[..., rows].shape)
             if not leaves:
                 continue
-            cotangent = _sum_to(turned * precision[..., rows].unsqueeze(-2), W.shape)
+            cotangent = sum_to(turned * precision[..., rows].unsqueeze(-2), W.shape)
             own = linear[..., rows]
             if W.dim() == 2:
                 cotangent.addmm_(pulled.reshape(-1, len(Z)).mT, own.reshape(-1, own.shape[-1]))
             else:
-                cotangent = cotangent + _sum_to(pulled.unsqueeze(-1) * own.unsqueeze(-2), W.shape)
+                cotangent = cotangent + sum_to(pulled.unsqueeze(-1) * own.unsqueeze(-2), W.shape)
             inputs = [each for each, wanted in zip((inducing, *parameters), needed, strict=True) if wanted]
             found = torch.autograd.grad(K, inputs, cotangent, materialize_grads=True)
             for slope, more in zip(slopes, found, strict=True):
@@ -142,12 +143,3 @@ class _Moments(torch.autograd.Function):
         given = iter(slopes)
         by_Z, *rest = (next(given) if wanted else None for wanted in needed)
         return by_L, by_linear, by_precision, by_Z, None, None, None, *rest
-
-
-def _times(A: Tensor, x: Tensor) -> Tensor:
-    """Return A x for x (*b, n), as one product where A has no batch."""
-    return x @ A.mT if A.dim() == 2 else (A @ x.unsqueeze(-1)).squeeze(-1)
-
-
-def _sum_to(value: Tensor, shape: torch.Size) -> Tensor:
-    return value.sum_to_size(shape) if value.shape != shape else value

@@ -30,7 +30,6 @@ _MAX_INNER = 25
 _STEP_SCALES = (1e-2, 1.0)
 _CAUTION = 0.3  # how much of the step that L-BFGS-B's idea of the curvature suggests is taken first
 _DIFFERENCE = 1e-3
-_MANY = 200  # coordinates
 
 
 @dataclass
@@ -80,6 +79,7 @@ class Evidence:
         self.model = replace(model, policy=policy)
         self.plan, self.data, self.with_priors = plan, data, with_priors
         self.vector = ThetaVector(model, plan)
+        self.places_learned = len(self.vector) > len(ThetaVector(model))
         self.sites: Sites | None = None
         self.failures: list[str] = []
         self.n_evaluations = 0
@@ -142,7 +142,7 @@ class Evidence:
         start = np.clip(start, low, high)
         # bounds of θ are bounds of z where each direction is one entry of θ; else θ is stopped at them
         aligned = steps.ndim == 1
-        many = len(start) > _MANY  # a slope that is small in all of so many directions is not to be waited for
+        many = self.places_learned  # a slope that is small in all of so many directions is not to be waited for
         first: dict[bytes, tuple[float, np.ndarray]] = {}
         stretch = 1.0
         if not aligned:

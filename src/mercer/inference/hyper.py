@@ -219,6 +219,8 @@ class _Climb:
                 continue
             if outcomes[-1].interrupted or not every_start:
                 break
+        if not outcomes:  # the next stage takes the places over
+            self.evidence.vector.write(np.concatenate([starts[0], own]))
         return outcomes
 
 
@@ -229,7 +231,7 @@ def _counting_from(n_iter: int, report: Callable[[int, float], None]) -> Callabl
 def _next_steps(climb: _Climb, best: Learned, before: np.ndarray | None, cheap: bool) -> np.ndarray | None:
     """Return the likely steps around the optimum of a stage: measured while that is cheap, then the same ones."""
     model, stage = climb.model, climb.stage
-    if len(climb.evidence.vector) > len(best.theta):  # places are learned too
+    if climb.evidence.places_learned:
         return best.steps
     if stage.rows is not None:
         some = replace(climb.evidence.plan, rows=climb.evidence.plan.rows[:_INFORMATION_COLUMNS])

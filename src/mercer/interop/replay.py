@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from torch.utils.data import TensorDataset
 
 from mercer.interop.experiences import arrays_of
-from mercer.sequential.options import Stream
+from mercer.sequential import Stream
 
 
 class ReplayBuffer:
@@ -63,7 +63,7 @@ class ReplayBuffer:
     >>> import numpy as np
     >>> from mercer import GPRegressor
     >>> from mercer.interop.continual import ReplayBuffer
-    >>> from mercer.sequential.options import Stream
+    >>> from mercer.sequential import Stream
     >>> model = GPRegressor("rbf", stream=Stream(memory=5, dense_rows=0), family="inducing", random_state=0)
     >>> buffer = ReplayBuffer(model)
     >>> X = np.linspace(0, 6, 40)[:, None]

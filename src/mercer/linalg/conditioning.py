@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mercer.linalg.cholesky import NotPositiveDefiniteError, cholesky
-from mercer.linalg.dense import factor_, inverse_, inverse_diagonal, solve_factored
+from mercer.linalg.dense import factor_, inverse_, inverse_diagonal, matvec, solve_factored, sum_to
 from mercer.policy import NumericalPolicy
 
 
@@ -52,11 +52,11 @@ class SiteFactor(NamedTuple):
 
     def covariance_product(self, K: Tensor, vectors: Tensor) -> Tensor:
         """Return (K − K M K) times vectors (*b, n)."""
-        prior = _matvec(K, vectors)
+        prior = matvec(K, vectors)
         taken = self.root * self.solve(self.root * prior)
         if self.downdate is not None:
-            taken = taken - _matvec(self.downdate, _matvec(self.downdate.mT, prior))
-        return prior - _matvec(K, taken)
+            taken = taken - matvec(self.downdate, matvec(self.downdate.mT, prior))
+        return prior - matvec(K, taken)
 
     def variance_at_sites(self, K: Tensor, precision: Tensor) -> Tensor:
         """Return diag(K − K M K), (*b, n), from n³/3 operations and one n × n buffer.
@@ -218,7 +218,7 @@ class ConditionOnSites(torch.autograd.Function):
         ctx.shape = K.shape
         tiny = torch.finfo(K.dtype).tiny ** 0.5
         kept_K = K if variance or not bool((precision > tiny).all()) else None
-        mean = _matvec(K, residual)
+        mean = matvec(K, residual)
         ctx.save_for_backward(kept_K, M, linear, precision, residual, v, mean, KM if variance else None)
         if not variance:
             ctx.mark_non_differentiable(v)
@@ -232,9 +232,9 @@ class ConditionOnSites(torch.autograd.Function):
         K, M, linear, precision, r, v, mean, KM = ctx.saved_tensors
         need_K, need_linear, need_precision, *_ = ctx.needs_input_grad
         shape = ctx.shape
-        pushed = _matvec(M, grad_r)
+        pushed = matvec(M, grad_r)
         # P r̄ = r̄ − K M r̄, and also M r̄ / λ2 where K was not kept
-        cotangent = pushed / precision if K is None else grad_r - _matvec(K, pushed)
+        cotangent = pushed / precision if K is None else grad_r - matvec(K, pushed)
         grad_K = grad_linear = grad_precision = None
         P = None
         if KM is not None:
@@ -245,17 +245,17 @@ class ConditionOnSites(torch.autograd.Function):
             if len(shape) == 2:
                 grad_K.addmm_(pushed.reshape(-1, shape[-1]).mT, r.reshape(-1, shape[-1]), alpha=-1.0)
             else:
-                grad_K = grad_K - _sum_to(pushed.unsqueeze(-1) * r.unsqueeze(-2), shape)
+                grad_K = grad_K - sum_to(pushed.unsqueeze(-1) * r.unsqueeze(-2), shape)
             if P is not None:
-                grad_K = grad_K + _sum_to(P.mT @ (grad_v.unsqueeze(-1) * P), shape)
+                grad_K = grad_K + sum_to(P.mT @ (grad_v.unsqueeze(-1) * P), shape)
         if need_linear:
-            grad_linear = _sum_to(cotangent, linear.shape)
+            grad_linear = sum_to(cotangent, linear.shape)
         if need_precision:
-            grad_precision = _sum_to(-mean * cotangent, precision.shape)
-            grad_precision = grad_precision + _sum_to(grad_logdet.unsqueeze(-1) * v, precision.shape)
+            grad_precision = sum_to(-mean * cotangent, precision.shape)
+            grad_precision = grad_precision + sum_to(grad_logdet.unsqueeze(-1) * v, precision.shape)
             if P is not None:
                 squared = (P @ K).square() @ grad_v.unsqueeze(-1)
-                grad_precision = grad_precision - _sum_to(squared.squeeze(-1), precision.shape)
+                grad_precision = grad_precision - sum_to(squared.squeeze(-1), precision.shape)
         return grad_K, grad_linear, grad_precision, None, None, None
 
 
@@ -263,16 +263,4 @@ def _weighted_sum(weight: Tensor, M: Tensor, shape: torch.Size) -> Tensor:
     """Return weight · M summed to ``shape``, without a temporary of the size of all batches."""
     if len(shape) == 2 and M.dim() > 2:
         return torch.tensordot(weight.reshape(-1), M.reshape(-1, *shape), 1)
-    return _sum_to(weight[..., None, None] * M, shape)
-
-
-def _matvec(A: Tensor, x: Tensor) -> Tensor:
-    """Return A x for x (*b, n), as one matrix product when the batches share A."""
-    if A.dim() == 2:
-        return x @ A.mT
-    return (A @ x.unsqueeze(-1)).squeeze(-1)
-
-
-def _sum_to(value: Tensor, shape: torch.Size) -> Tensor:
-    """Sum the broadcast dimensions of ``value`` away."""
-    return value.sum_to_size(shape) if value.shape != shape else value
+    return sum_to(weight[..., None, None] * M, shape)

@@ -104,6 +104,18 @@ def inverse_diagonal(L: Tensor) -> Tensor:
     return out
 
 
+def matvec(A: Tensor, x: Tensor) -> Tensor:
+    """Return A x for x (*b, n), as one matrix product when the batches share A."""
+    if A.dim() == 2:
+        return x @ A.mT
+    return (A @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def sum_to(value: Tensor, shape: torch.Size) -> Tensor:
+    """Sum the broadcast dimensions of ``value`` away."""
+    return value.sum_to_size(shape) if value.shape != shape else value
+
+
 def _fortran(A: Tensor) -> Iterator[np.ndarray]:
     """Yield each matrix as LAPACK sees it: the lower triangle of a row-major matrix is its upper one."""
     n = A.shape[-1]

@@ -10,6 +10,7 @@ from mercer.sequential.memory import (
     Uniform,
     get_policy,
 )
+from mercer.sequential.options import Stream
 
 __all__ = [
     "Candidates",
@@ -18,6 +19,7 @@ __all__ = [
     "LeverageTop",
     "MemoryPolicy",
     "Selection",
+    "Stream",
     "Uniform",
     "get_policy",
 ]

@@ -1,0 +1,100 @@
+"""Hyperparameters on a stream: a few iterations per batch, on one of three objectives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mercer._typing import Data, Sites
+from mercer.families.inducing_plan import InducingPlan
+from mercer.families.tied import GaussianStatistics
+from mercer.inference.evidence import Evidence
+from mercer.inference.streaming import Unexplained
+from mercer.inference.theta import ThetaVector
+from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.sequential.options import Stream
+from mercer.sequential.state import Past, StreamState, given
+
+if TYPE_CHECKING:
+    from mercer.model import Model
+
+_SETTLED = 1e-3  # nats per row that an iteration for hyperparameters has to gain
+
+
+def unexplained_by(model: Model, state: StreamState) -> Unexplained | None:
+    """Return how memory tells of the variance that inducing points leave of rows that are gone; None without it."""
+    memory = state.memory
+    if not isinstance(state.total, GaussianStatistics) or memory.data.n_rows == 0:
+        return None
+    return Unexplained.at(model, state.Z, memory.data.X, 1.0 / memory.inclusion.to(memory.data.X))
+
+
+def learn(
+    model: Model,
+    state: StreamState,
+    rest: Past,
+    rows: Data,
+    batch: Data,
+    sites: Sites,
+    options: Stream,
+    unexplained: Unexplained | None,
+) -> tuple[int, int, list[str]]:
+    """Climb a few iterations from the present hyperparameters; return iterations, evaluations and what to report."""
+    memory = state.memory
+    vector = ThetaVector(model) if state.n_seen == memory.data.n_rows else _Scales(model)
+    if len(vector) == 0:
+        return 0, 0, []
+    n_old = memory.data.n_rows
+    if options.objective == "hybrid" or state.n_batches == 0:
+        data = rows
+    elif options.objective == "site":
+        data, rest = batch, rest + memory.share.scale(options.forgetting)
+        sites = Sites(sites.linear[..., n_old:], sites.precision[..., n_old:])
+    else:
+        # a memory row stands for 1/π rows; where π is not known for all rows of the same number
+        sampled = bool((memory.inclusion < 1).any())
+        each = 1.0 / memory.inclusion if sampled else torch.full_like(memory.inclusion, state.n_seen / max(1, n_old))
+        data = replace(rows, weight=torch.cat([rows.weight[:n_old] * each.to(rows.weight), batch.weight]))
+        rest = rest.scale(0.0)
+    engine, tied = given(model, rest)
+    if unexplained is not None:
+        engine = replace(engine, unexplained=unexplained)
+    inner = replace(model, engine=engine)
+    plan = InducingPlan(data.X, state.Z, model.policy, rest=tied)
+    settled = _SETTLED * batch.n_rows
+    evidence = Evidence(inner, plan, data, settled=settled)
+    evidence.sites, evidence.vector = None if model.likelihood.conjugate else sites, vector
+    before = vector.read()
+    try:
+        learned = evidence.maximise(before, options.n_hyper_iter)
+    except (NotPositiveDefiniteError, FloatingPointError) as failure:
+        vector.write(before)
+        return 0, evidence.n_evaluations, [f"hyperparameters were left as they were: {failure}"]
+    finally:
+        ThetaVector(model).zero_grad()
+    vector.write(learned.theta)
+    if learned.interrupted:
+        raise KeyboardInterrupt
+    return learned.n_iter, learned.n_evaluations, []
+
+
+class _Scales(ThetaVector):
+    """The hyperparameters that are learned while rows are gone: all but the locations of f, μ and thresholds in y.
+
+    What such rows say is held as sites of g = f − μ. Were a location to follow the rows at hand, the process would move
+    with it wherever those are that are gone, and nothing would object.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        owners = [name.partition(".")[0] for name, _ in self.parts]
+        scales = [h.log_scale for _, h in self.parts]
+        kept = [o == "kernel" or (o == "likelihood" and s) for o, s in zip(owners, scales, strict=True)]
+        sizes = [h.parameter.numel() for _, h in self.parts]
+        self.parts = [part for part, stays in zip(self.parts, kept, strict=True) if stays]
+        entries = np.repeat(np.array(kept, dtype=bool), sizes)
+        self.names = [name for name, stays in zip(self.names, entries, strict=True) if stays]
+        self.bounds, self.scale = self.bounds[entries], self.scale[entries]

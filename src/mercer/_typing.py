@@ -77,8 +77,8 @@ class Hyperparameter:
     """One named, learnable tensor and its coordinate θ on the real line.
 
     θ = ``to_theta(storage)`` is the logarithm for positive quantities and the value itself otherwise;
-    ``to_storage`` is its differentiable inverse. ``lower``/``upper`` bound θ elementwise; ``scale`` is how far it may
-    move where the logarithm of another may move by one.
+    ``to_storage`` is its differentiable inverse. ``lower``/``upper`` bound θ elementwise; ``scale``, a number or one
+    per element, is how far it may move where the logarithm of another may move by one.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Hyperparameter:
     upper: float | Tensor
     log_scale: bool
     log_prior: Callable[[], Tensor] | None = None
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
 
 
 Info = dict[str, Any]

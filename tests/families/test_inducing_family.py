@@ -436,13 +436,26 @@ def test_places_spread_by_lengthscales():
 def test_learned_places_have_coordinates_and_move_to_other_rows_and_precisions():
     plan = Inducing(4).plan(prior_of(), X, POLICY)
     (coordinate,) = plan.learnable()
-    assert coordinate.parameter is plan.Z and not coordinate.log_scale and 0.0 < coordinate.scale < 1.0
+    assert coordinate.parameter is plan.Z and not coordinate.log_scale
     single = plan.over(X[:7].float(), NumericalPolicy(dtype=torch.float32))
     assert single.Z.dtype == single.policy.dtype == torch.float32 and single.learned and len(single.X) == 7
     back = single.over(X, POLICY)
     assert back.Z.dtype == DTYPE and back.Z.requires_grad and back.Z is not plan.Z
     torch.testing.assert_close(back.Z, plan.Z, rtol=1e-6, atol=1e-6)
     assert not Inducing(4).stale(prior_of(), plan)
+
+
+def test_places_may_move_as_far_as_their_neighbours_are_away_in_the_units_of_each_column():
+    units = torch.tensor([1.0, 1000.0], dtype=DTYPE)[:D]
+    plan = InducingPlan(X, X[:4].clone(), POLICY, learned=True)
+    other = InducingPlan(X * units, X[:4] * units, POLICY, learned=True)
+    (own,), (scaled,) = plan.learnable(), other.learnable()
+    assert own.scale.shape == (D,) and bool((own.scale > 0).all())
+    torch.testing.assert_close(scaled.scale, own.scale * units)
+    half = InducingPlan(X, X[:4] / 2, POLICY, learned=True).learnable()[0]
+    torch.testing.assert_close(half.scale, own.scale / 2)  # nearer points have less room
+    alone = InducingPlan(X, X[:1].clone(), POLICY, learned=True).learnable()[0]
+    assert bool(alone.scale.isfinite().all()) and bool((alone.scale > 0).all())
 
 
 @pytest.mark.parametrize(

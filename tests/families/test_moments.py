@@ -53,10 +53,11 @@ def test_sums_are_their_definition(name, elements):
             torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("elements", [1, 4_000_000], ids=["made again", "kept"])  # values of the kernel
 @pytest.mark.parametrize("name", BATCHES)
-def test_gradients_are_those_of_finite_differences(name):
+def test_gradients_are_those_of_finite_differences(name, elements):
     kernel, leaves = arguments(name)
-    policy, parameters = NumericalPolicy(chunk_elements=2 * M * 2), list(kernel.parameters())
+    policy, parameters = NumericalPolicy(chunk_elements=elements), list(kernel.parameters())
 
     def sums(Z, L, linear, precision, *_):
         return whitened_moments(kernel, X, Z, L, linear, precision, policy)

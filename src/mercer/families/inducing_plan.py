@@ -13,7 +13,7 @@ from mercer._typing import Hyperparameter
 from mercer.families.tied import TiedSites
 from mercer.policy import NumericalPolicy
 
-_SHARE = 0.1
+_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,19 @@ class InducingPlan:
             return []
         parameter: Any = self.Z
         # a point of m is responsible for one of m parts of the data, in which it may move about
-        spacing = _SHARE * float(self.X.std(0).mean()) * len(parameter) ** 0.5
+        spacing = _SHARE * len(parameter) ** 0.5 * self._apart()
         return [Hyperparameter("Z", parameter, _identity, _identity, -math.inf, math.inf, False, scale=spacing)]
+
+    @torch.no_grad()
+    def _apart(self) -> Tensor:
+        """Return how far inducing points are from their neighbours in each column, (d,), units of X, on the CPU."""
+        spread = self.X.double().std(0).cpu()
+        units = torch.where(spread > 0, spread, torch.ones_like(spread))
+        points = self.Z.detach().double().cpu() / units
+        nearest = torch.cdist(points, points).fill_diagonal_(math.inf).amin(-1)
+        apart = nearest[nearest.isfinite() & (nearest > 0)]
+        typical = apart.log().mean().exp() if len(apart) else torch.ones((), dtype=torch.float64)
+        return units * typical / len(units) ** 0.5
 
 
 def _identity(value: Tensor) -> Tensor:

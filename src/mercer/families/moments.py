@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from mercer.families.tied import TiedSites
 from mercer.kernels.evaluate import gram
 from mercer.linalg.dense import matvec, sum_to
 from mercer.policy import NumericalPolicy
+
+_KEPT = 6  # chunks of kernel values and of W that a gradient may find instead of making them again
 
 
 def whitened_moments(
@@ -36,7 +39,7 @@ def whitened_moments(
     Notes
     -----
     2 n m² operations forward with n m kernel values and n m² of a triangular solve, and as many for the gradient, which
-    makes the kernel values again: whatever n is, one chunk of rows is in memory.
+    makes kernel values and solve again beyond `_KEPT` chunks: whatever n is, no more are in memory.
     """
     parameters = [each for each in kernel.parameters() if each.requires_grad]
     return _Moments.apply(L, linear, precision, Z, X, kernel, policy, *parameters)
@@ -67,8 +70,24 @@ def chunks_of(n: int, m: int, batch: int, policy: NumericalPolicy) -> list[slice
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
+@dataclass
+class _Chunk:
+    """Kernel values k(Z, X[rows]), differentiable in ``inducing`` and the kernel's parameters, and W = L⁻¹ k."""
+
+    inducing: Tensor
+    K: Tensor
+    W: Tensor
+
+    @classmethod
+    def of(cls, kernel: Any, X: Tensor, Z: Tensor, L: Tensor, policy: NumericalPolicy, live: bool) -> _Chunk:
+        with torch.set_grad_enabled(live):
+            inducing = Z.detach().requires_grad_(live and Z.requires_grad)
+            K = gram(kernel, inducing, X, policy=policy)
+        return cls(inducing, K, torch.linalg.solve_triangular(L, K.detach(), upper=False))
+
+
 class _Moments(torch.autograd.Function):
-    """Sums that keep nothing but their arguments."""
+    """Sums that keep their arguments, and kernel values where these are few."""
 
     @staticmethod
     def forward(
@@ -83,8 +102,14 @@ class _Moments(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         first = second = None
-        for rows in chunks_of(len(X), len(Z), precision.shape[:-1].numel(), policy):
-            W = torch.linalg.solve_triangular(L, gram(kernel, Z, X[rows], policy=policy), upper=False)
+        live = any(ctx.needs_input_grad)
+        chunks = chunks_of(len(X), len(Z), precision.shape[:-1].numel(), policy)
+        kept: list[_Chunk] = []
+        for rows in chunks:
+            chunk = _Chunk.of(kernel, X[rows], Z, L, policy, live and len(chunks) <= _KEPT)
+            if live and len(chunks) <= _KEPT:
+                kept.append(chunk)
+            W = chunk.W
             pull = matvec(W, linear[..., rows])
             weighted = (W * precision[..., rows].unsqueeze(-2)) @ W.mT
             first = pull if first is None else first.add_(pull)
@@ -94,7 +119,7 @@ class _Moments(torch.autograd.Function):
             first = linear.new_zeros(*torch.broadcast_shapes(own, linear.shape[:-1]), len(Z))
             second = linear.new_zeros(*torch.broadcast_shapes(own, precision.shape[:-1]), len(Z), len(Z))
         ctx.save_for_backward(L, linear, precision, Z, X, first, second, *parameters)
-        ctx.kernel, ctx.policy = kernel, policy
+        ctx.kernel, ctx.policy, ctx.kept = kernel, policy, kept
         return first, second
 
     @staticmethod
@@ -116,13 +141,10 @@ class _Moments(torch.autograd.Function):
         slopes = [torch.zeros_like(each) for each in leaves]
         by_linear = torch.zeros_like(linear) if need_linear else None
         by_precision = torch.zeros_like(precision) if need_precision else None
-        for rows in chunks_of(len(X), len(Z), precision.shape[:-1].numel(), ctx.policy):
-            with torch.enable_grad():
-                inducing = Z.detach().requires_grad_(need_Z)
-                K = gram(ctx.kernel, inducing, X[rows], policy=ctx.policy)
-            values = K.detach()
-            # L⁻ᵀ both L⁻¹ k would spare this solve, and rounding would see the square of the condition number of L
-            W = torch.linalg.solve_triangular(L, values, upper=False)
+        for i, rows in enumerate(chunks_of(len(X), len(Z), precision.shape[:-1].numel(), ctx.policy)):
+            # L⁻ᵀ both L⁻¹ k would spare the solve, and rounding would see the square of the condition number of L
+            chunk = ctx.kept[i] if ctx.kept else _Chunk.of(ctx.kernel, X[rows], Z, L, ctx.policy, True)
+            values, W = chunk.K.detach(), chunk.W
             turned = half @ W
             if by_linear is not None:
                 by_linear[..., rows] = sum_to(matvec(W.mT, by_first), linear[..., rows].shape)
@@ -130,14 +152,14 @@ class _Moments(torch.autograd.Function):
                 by_precision[..., rows] = sum_to(0.5 * (turned * values).sum(-2), precision[..., rows].shape)
             if not leaves:
                 continue
-            cotangent = sum_to(turned * precision[..., rows].unsqueeze(-2), W.shape)
+            cotangent = sum_to(turned.mul_(precision[..., rows].unsqueeze(-2)), W.shape)
             own = linear[..., rows]
             if W.dim() == 2:
                 cotangent.addmm_(pulled.reshape(-1, len(Z)).mT, own.reshape(-1, own.shape[-1]))
             else:
                 cotangent = cotangent + sum_to(pulled.unsqueeze(-1) * own.unsqueeze(-2), W.shape)
-            inputs = [each for each, wanted in zip((inducing, *parameters), needed, strict=True) if wanted]
-            found = torch.autograd.grad(K, inputs, cotangent, materialize_grads=True)
+            inputs = [each for each, wanted in zip((chunk.inducing, *parameters), needed, strict=True) if wanted]
+            found = torch.autograd.grad(chunk.K, inputs, cotangent, retain_graph=bool(ctx.kept), materialize_grads=True)
             for slope, more in zip(slopes, found, strict=True):
                 slope += more
         given = iter(slopes)

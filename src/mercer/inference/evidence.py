@@ -8,6 +8,7 @@ and its gradient is exact.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from mercer._typing import Data, Sites
 from mercer.inference.base import run, threads_for
 from mercer.inference.theta import ThetaVector, at_bounds
 from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.linalg.threads import torch_alone
 
 if TYPE_CHECKING:
     from mercer.model import Model
@@ -196,15 +198,16 @@ class Evidence:
                 raise StopIteration
 
         try:
-            result = scipy.optimize.minimize(
-                negative,
-                np.zeros(len(start)),
-                jac=True,
-                method="L-BFGS-B",
-                bounds=bounds,
-                callback=iteration,
-                options={"maxiter": max_iter, "ftol": 0.0, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
-            )
+            with torch_alone() if many else nullcontext():  # L-BFGS-B itself would wake all threads
+                result = scipy.optimize.minimize(
+                    negative,
+                    np.zeros(len(start)),
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=bounds,
+                    callback=iteration,
+                    options={"maxiter": max_iter, "ftol": 0.0, "gtol": 1e-3, "maxls": 30, "maxcor": 20},
+                )
             # an abnormal end in the line search at the resolution of the objective is convergence
             best.converged = bool(best.message) or bool(result.success) or result.status == 2
             best.message = best.message or str(result.message)

@@ -30,7 +30,7 @@ _MOST_PLANS = 6  # orders and neighbours of one stage
 # an iteration that gains less (nats) ends the search; a subset says only where to start the next stage
 _SETTLED, _SETTLED_COLUMNS, _SETTLED_PER_ROW = 1e-2, 1e-1, 1e-5
 _SETTLED_SUBSET = 1e-1
-_SETTLED_PLACES, _SETTLED_PLACES_SUBSET = 1e-4, 1e-3  # per row, where places are learned: all rows are soon worth more
+_SETTLED_PLACES, _SETTLED_PLACES_SUBSET = 1e-4, 4e-3  # per row, where places are learned: all rows are soon worth more
 _FEW = 20  # so many hyperparameters are worth differences of the gradient for their curvature
 
 

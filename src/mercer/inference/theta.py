@@ -56,7 +56,8 @@ class ThetaVector:
                 value = torch.as_tensor(bound, dtype=torch.float64)
                 into.append(value.expand(h.parameter.shape).reshape(-1).numpy())
         empty = np.empty(0)
-        self.scale = np.concatenate([empty, *(np.full(h.parameter.numel(), h.scale) for _, h in self.parts)])
+        scales = (torch.as_tensor(h.scale, dtype=torch.float64).expand(h.parameter.shape) for _, h in self.parts)
+        self.scale = np.concatenate([empty, *(scale.reshape(-1).numpy() for scale in scales)])
         self.bounds = np.stack([np.concatenate([empty, *lower]), np.concatenate([empty, *upper])], axis=1)
 
     def __len__(self) -> int:

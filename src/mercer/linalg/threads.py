@@ -51,6 +51,11 @@ def lapack_threads(n: int) -> AbstractContextManager:
     return _blas().limit(limits=1, user_api="blas")
 
 
+def torch_alone() -> AbstractContextManager:
+    """Keep NumPy's and SciPy's BLAS to one thread, for work that is nearly all torch's."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
 @cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()

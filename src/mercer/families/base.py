@@ -79,6 +79,9 @@ class Posterior(Process, Protocol):
     Cov(f(X), f(x)) is linear in the kernel it may say so by ``covariance_weights``, which makes that cheap.
     """
 
+    prior: Prior
+    sites: Sites
+
     def at_data(self) -> tuple[Tensor, Tensor]:
         """Return mean and variance at the training rows, each (*b, n)."""
 

@@ -204,11 +204,9 @@ class ConditionedPosterior:
         return mean + (L @ noise.unsqueeze(-1)).squeeze(-1)
 
 
-def latent_dims(process: Any, X: Tensor) -> int:
-    """Return how many dimensions *b the latents of a process have that takes rows like those of X."""
-    if isinstance(process, ConditionedPosterior):
-        return process.n_latents
-    return process.mean(X.new_zeros(1, X.shape[-1])).dim() - 1
+def latent_dims(process: Any) -> int:
+    """Return how many dimensions *b the latents of a process have."""
+    return process.n_latents if isinstance(process, ConditionedPosterior) else process.sites.linear.dim() - 1
 
 
 def has_cross_covariances(process: Any) -> bool:

@@ -57,7 +57,7 @@ def sites_of(likelihood: Likelihood, process: Any, X: Tensor, y: Tensor, **side:
     UserWarning
         Steps ended before they had converged.
     """
-    n_latents = latent_dims(process, X)
+    n_latents = latent_dims(process)
     if likelihood.conjugate:
         return _gaussian(likelihood, process, X, y, n_latents, side)
     n_sets = y.dim() - 1 - (n_latents if likelihood.n_latents == 1 else 0)

@@ -141,8 +141,9 @@ def stationary_gram(
     Tensor
         (*b, n1, n2), units of f².
     """
-    others = [t.shape[:-2] for t in (x2, shape) if t is not None]
-    batch = torch.broadcast_shapes(x1.shape[:-2], scale.shape[:-2], *others)
+    batches = [t.shape[:-2] for t in (x1, x2, scale, shape) if t is not None]
+    # broadcasting shapes takes as long as a small matrix
+    batch = torch.broadcast_shapes(*batches) if any(batches) else torch.Size()
     flat_size = math.prod(batch)
 
     def flat(value: Tensor | None) -> Tensor | None:

@@ -3,10 +3,10 @@
 Branin, Hartmann-6 and Ackley-10 (BoTorch's, maximised), 2 d + 2 Sobol points and then a small budget of LogEI, one
 point at a time; both sides are fitted again after every point, share starting points, budget, acquisition function and
 its optimiser, and differ in the model alone: ``SingleTaskGP`` (normalised inputs, standardised outcomes, BoTorch's
-priors) or ``GPRegressor().fit(X, y).to_botorch()``. Regret is the best value ever minus the best value found; ratios
-are geometric means of ours over theirs over the seeds, with a floor of 1e-6 on regrets, and p is Wilcoxon's signed-rank
-test of "ours is worse". A third column is ours with sequential updates: hyperparameters are learned at the start and
-from every tenth point, in between new points are conditioned on.
+priors) or ``regressor_for_optimisation(d).fit(X, y).to_botorch()``, which has the same priors. Regret is the best value
+ever minus the best value found; ratios are geometric means of ours over theirs over the seeds, with a floor of 1e-6 on
+regrets, and p is Wilcoxon's signed-rank test of "ours is worse". A third column is ours with sequential updates:
+hyperparameters are learned at the start and from every tenth point, in between new points are conditioned on.
 
 Fantasies: 64 of four points each on a stream of 100 inducing points, and their means and standard deviations at 200
 rows, at once against one factorisation of B (and K) for each. Updates: 5000 single rows by ``partial_fit`` with frozen
@@ -45,6 +45,7 @@ from mercer import GPRegressor
 from mercer.families import Inducing
 from mercer.families.inducing_plan import InducingPlan
 from mercer.families.tied import TiedSites
+from mercer.interop.optimisation import regressor_for_optimisation
 from mercer.sequential import Stream
 
 PROBLEMS = {
@@ -65,8 +66,8 @@ def theirs(X: Tensor, Y: Tensor, bounds: Tensor, before: Any) -> Any:
 
 
 def ours(X: Tensor, Y: Tensor, bounds: Tensor, before: Any) -> Any:
-    """Return our model of the data, fitted."""
-    return GPRegressor(random_state=0).fit(X.numpy(), Y.numpy().ravel()).to_botorch()
+    """Return our model of the data, fitted, with the priors that `theirs` has."""
+    return regressor_for_optimisation(X.shape[1], random_state=0).fit(X.numpy(), Y.numpy().ravel()).to_botorch()
 
 
 def sequential(X: Tensor, Y: Tensor, bounds: Tensor, before: Any) -> Any:

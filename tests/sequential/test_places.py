@@ -145,6 +145,25 @@ def test_a_smaller_limit_does_not_add_points():
     assert len(choose(X, Z, TiedSites.none(Z), most=3)) <= len(Z)
 
 
+def test_spare_points_are_taken_rather_than_lose_more_and_may_go_again():
+    """Known ones come first; those that nothing is known of go for nothing, where the known ones are not worth less."""
+    X, _ = rows()
+    Z = choose(X)
+    most, sites = len(Z), told(Z, X.repeat(3, 1), 0.5)
+    new = (X + 20.0).repeat(200, 1)  # saves more than leaving Z behind loses
+    traded = choose(new, Z, sites, most=most)
+    assert len(traded) == most and not torch.equal(traded, Z)
+    wide = choose(new, Z, sites, most=most, spare=5)
+    assert len(wide) == most + 5 and torch.equal(wide[:most], Z)
+    # what is known is known at Z alone: where much is, the rest goes and nothing is lost
+    move = Projection(PRIOR, Z, wide, POLICY)
+    assert float(sites.loss(move)) == pytest.approx(0.0, abs=1e-9)
+    held = told(Z, X.repeat(200, 1), 1e-9).project(move)
+    assert torch.equal(choose(X + 20.0, wide, held, most=most, known=most), Z)
+    again = choose(new, wide, sites.project(move), most=most, known=most)
+    assert len(again) == most and not torch.equal(again, Z)
+
+
 def test_latents_with_kernels_of_their_own_share_points():
     """A row counts as explained only if it is for every latent."""
     kernel = Matern52(0.8, outputscale=1.2)

@@ -39,6 +39,7 @@ from mercer.inference import Dual, run
 from mercer.inference.streaming import ConjugateStream, noise_variance
 from mercer.sequential import ClassBalanced, LeverageTop
 from mercer.sequential import state as held
+from mercer.sequential import stream as streams
 
 PARTITIONS = {
     "ones": [1] * N,
@@ -163,6 +164,24 @@ def test_the_loss_of_moving_is_its_definition(name):
     close(known(model, inner[0].past) if name == "gaussian" else inner[1], _projected(rest, P), 1e-6)
     share = after.posterior.tied() + known(model, rest_of(after.state))
     close(known(model, after.state.total), share, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "logit"])
+def test_points_taken_for_the_time_of_learning_leave_no_trace(name, monkeypatch):
+    """With hyperparameters that cannot move, learning from wider points and choosing then is choosing at once."""
+    model, data = toy(name, n_inducing=7)
+    for parameter in [*model.prior.kernel.parameters(), *model.likelihood.parameters()]:
+        parameter.requires_grad_(False)
+    options = Stream(memory=0, loss_tol=1e-9, residual_tol=1e-4)
+    far = Data(torch.cat([data.X[:8], data.X[8:] + 6.0]), data.y, data.weight)  # saves more than is lost
+    before = go(model, far, [torch.arange(8)], options, places=data.X[:0])
+    wide, learn = [], streams.learn
+    monkeypatch.setattr(streams, "learn", lambda m, state, *a: wide.append(len(state.Z)) or learn(m, state, *a))
+    at_once, later = (go(model, far, [torch.arange(8, N)], options, learn, state=before.state) for learn in (0, 1))
+    assert len(before.state.Z) == 7 < wide[0] <= 14 and at_once.loss > options.loss_tol
+    assert torch.equal(later.state.Z, at_once.state.Z) and later.loss == pytest.approx(at_once.loss, rel=1e-9)
+    close(later.posterior.joint(X_NEW + 4.0), at_once.posterior.joint(X_NEW + 4.0), 1e-7)
+    close(known(model, later.state.total), known(model, at_once.state.total), 1e-6)
 
 
 def _projected(sites, P):

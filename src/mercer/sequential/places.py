@@ -26,6 +26,8 @@ def next_inducing(
     residual_tol: float,
     loss_tol: float,
     policy: NumericalPolicy,
+    spare: int = 0,
+    known: int | None = None,
 ) -> Tensor:
     """Return the inducing points for a stream that brings the rows X.
 
@@ -51,11 +53,15 @@ def next_inducing(
     loss_tol : float
         Nats, summed over latents, that may be lost even where less is saved by it.
     policy : NumericalPolicy
+    spare : int
+        So many points more are returned rather than lose more than that.
+    known : int, optional
+        The first so many of Z, all by default, are known of and stay, or are given up as above; others may simply go.
 
     Returns
     -------
     (m', d)
-        Kept points first where there is room.
+        Kept points first where there is room; at most ``most``, or ``most`` + ``spare`` rather than lose more.
 
     Notes
     -----
@@ -66,16 +72,20 @@ def next_inducing(
     found = _unexplained(prior, Z, looked_at, most, enough, policy)
     if len(Z) + len(found) <= most:
         return torch.cat([Z, found])
-    grown = torch.cat([Z, found[: max(0, most - len(Z))]])
     candidates = torch.cat([Z, found])
+    grown = candidates[: max(most, len(Z) if known is None else known)]
     K = gram(prior.kernel, candidates, policy=policy)
     chosen = greedy_variance(lambda j: K[..., j, :], K.diagonal(dim1=-2, dim2=-1), most).index
     proposed = candidates[chosen.sort().values]
     loss = float(_information(sites, Projection(prior, Z, proposed, policy)).sum())
+    if loss <= loss_tol:
+        return proposed
     left = [_residual(prior, each, looked_at, policy)[0] for each in (grown, proposed)]
     told = [(curvature * each).log1p().sum() for each in left]
     saved = 0.5 * len(X) / len(looked_at) * float(told[0] - told[1])
-    return proposed if loss <= max(loss_tol, saved) else grown
+    if loss > saved:
+        return grown
+    return candidates[: most + spare] if spare else proposed
 
 
 def _information(sites: TiedSites, move: Projection) -> Tensor:

@@ -78,7 +78,16 @@ def update(model: Model, state: StreamState, batch: Data, options: Stream, learn
         A factorisation failed.
     """
     score, surprise, scores, curvature = foretold(model, state, batch)
-    state, loss = _moved(model, state, batch.X, curvature, options)
+    # hyperparameters that have not seen the batch may take it for new where it is not: until they have, inducing
+    # points that are known well are not given up for it
+    n_known = len(state.Z)
+    most = int(getattr(model.family, "n_inducing", options.n_inducing))
+    how = {"curvature": curvature, "most": most, "known": n_known}
+    Z, move, loss = _places(model, state.Z, state.total, batch.X, options, spare=most if learning else 0, **how)
+    if move is not None:
+        memory = replace(state.memory, share=state.memory.share.project(move))
+        moved = state.moved or state.n_batches > 0
+        state = replace(state, Z=Z, total=state.total.project(move), memory=memory, moved=moved)
     memory = state.memory
     rest = (state.total - memory.share).scale(options.forgetting)
     kept_weight = memory.data.weight * options.forgetting
@@ -93,6 +102,11 @@ def update(model: Model, state: StreamState, batch: Data, options: Stream, learn
         with torch.no_grad():
             ratio = unexplained.ratio(model, state.Z, inducing_factor(model.prior, state.Z, model.policy)[0])
         rest = replace(rest, residual=ratio * rest.residual)
+    if len(state.Z) > max(most, n_known):
+        Z, move, more = _places(model, state.Z, rest, batch.X, options, **how)
+        if move is not None:
+            rest, loss = rest.project(move), loss + more
+            state = replace(state, Z=Z, moved=state.moved or state.n_batches > 0)
     engine, tied = given(model, rest)
     counted = rows
     if options.memory_weight != 1.0:
@@ -120,7 +134,7 @@ def update(model: Model, state: StreamState, batch: Data, options: Stream, learn
     weighed = options.forgetting != 1.0 or options.memory_weight != 1.0
     moved = state.moved or (state.n_batches > 0 and (n_iter > 0 or weighed))
     after = StreamState(
-        state.Z, total, memory, n_seen, state.n_batches + 1, state.loss, moved, generator.get_state(), scores
+        state.Z, total, memory, n_seen, state.n_batches + 1, state.loss + loss, moved, generator.get_state(), scores
     )
     outcome = (inference.n_steps, n_iter, n_evaluations, inference.converged, score, surprise, posterior.confess())
     all_notes = (*notes, *inference.notes)
@@ -132,29 +146,19 @@ def _padded(values: Tensor, n: int) -> Tensor:
 
 
 @torch.no_grad()
-def _moved(model: Model, state: StreamState, X: Tensor, curvature: float, options: Stream) -> tuple[StreamState, float]:
-    """Return the state at the inducing points that the rows X ask for, and the nats that moving lost."""
-    if options.inducing == "fixed" and len(state.Z):
-        return state, 0.0
-    tied = sites_of(model, state.total)
-    most = int(getattr(model.family, "n_inducing", options.n_inducing))
-    how: dict[str, Any] = {
-        "most": most,
-        "curvature": curvature,
-        "residual_tol": options.residual_tol,
-        "loss_tol": options.loss_tol,
-        "policy": model.policy,
-    }
-    Z = next_inducing(model.prior, state.Z, X, tied, **how)
-    if torch.equal(Z, state.Z):
-        return state, 0.0
-    move = Projection(model.prior, state.Z, Z, model.policy)
-    loss = float(tied.loss(move).sum())
-    memory = replace(state.memory, share=state.memory.share.project(move))
-    moved = state.moved or state.n_batches > 0
-    return replace(
-        state, Z=Z, total=state.total.project(move), memory=memory, loss=state.loss + loss, moved=moved
-    ), loss
+def _places(
+    model: Model, Z: Tensor, past: Past, X: Tensor, options: Stream, **how: Any
+) -> tuple[Tensor, Projection | None, float]:
+    """Return the inducing points that the rows X ask for, the way there if they move, and the nats that it loses."""
+    if options.inducing == "fixed" and len(Z):
+        return Z, None, 0.0
+    tied, policy = sites_of(model, past), model.policy
+    limits: dict[str, Any] = {"residual_tol": options.residual_tol, "loss_tol": options.loss_tol}
+    chosen = next_inducing(model.prior, Z, X, tied, policy=policy, **limits, **how)
+    if torch.equal(chosen, Z):
+        return Z, None, 0.0
+    move = Projection(model.prior, Z, chosen, policy)
+    return chosen, move, float(tied.loss(move).sum())
 
 
 def _share(model: Model, posterior: Any, data: Data, index: Tensor | None) -> Past:

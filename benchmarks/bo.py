@@ -45,7 +45,7 @@ from mercer import GPRegressor
 from mercer.families import Inducing
 from mercer.families.inducing_plan import InducingPlan
 from mercer.families.tied import TiedSites
-from mercer.interop.optimisation import regressor_for_optimisation
+from mercer.optimisation import regressor_for_optimisation
 from mercer.sequential import Stream
 
 PROBLEMS = {

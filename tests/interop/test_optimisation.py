@@ -14,7 +14,7 @@ from botorch.models.transforms import Normalize, Standardize
 from gpytorch.mlls import ExactMarginalLogLikelihood
 
 from mercer import GPRegressor
-from mercer.interop.optimisation import regressor_for_optimisation
+from mercer.optimisation import regressor_for_optimisation
 
 
 def data(n=60, d=6):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import gpytorch
@@ -47,8 +48,9 @@ def regressor_for_optimisation(n_columns: int, **options: Any) -> GPRegressor:
     >>> X = np.random.default_rng(0).uniform(size=(20, 6))
     >>> model = regressor_for_optimisation(6).fit(X, X.sum(1)).to_botorch()
     """
-    if n_columns < 1:
-        raise ValueError(f"n_columns must be at least 1, got {n_columns!r}.")
+    if not isinstance(n_columns, Integral) or n_columns < 1:
+        raise ValueError(f"n_columns must be an integer of at least 1, the number of columns of X; got {n_columns!r}.")
+    n_columns = int(n_columns)
     location = _LOCATION + 0.5 * math.log(n_columns)
     prior = gpytorch.priors.LogNormalPrior(location - math.log(_UNIT_STD), _SPREAD)
     base = gpytorch.kernels.RBFKernel(ard_num_dims=n_columns, lengthscale_prior=prior).double()

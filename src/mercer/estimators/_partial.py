@@ -19,7 +19,7 @@ from torch import Tensor
 from mercer.estimators._learned_sums import LearnedSums
 from mercer.estimators._prequential import StreamScore, score_stream
 from mercer.estimators._report import FitReport, evidence_name, peak_memory_mb
-from mercer.estimators._rows import Rows, Units, canonical_rows, joined_rows, make_data, rows_of
+from mercer.estimators._rows import Rows, canonical_rows, joined_rows, make_data, rows_of
 from mercer.estimators._stream_warnings import doublings, misfits
 from mercer.families.inducing import Inducing
 from mercer.inference.conjugate import Conjugate
@@ -28,7 +28,6 @@ from mercer.model import Model
 from mercer.sequential import state as held
 from mercer.sequential import stream as streams
 from mercer.sequential.options import Stream
-from mercer.sequential.state import StreamState
 from mercer.sequential.stream import Update
 
 _SURPRISING = 4.0  # standard deviations of the batches before
@@ -64,13 +63,6 @@ class PartialFit(LearnedSums):
 
     family: Any
     engine: Any
-    stream: Stream | None
-    posterior_: Any
-    log_marginal_likelihood_value_: float
-    stream_: StreamState
-    _rows: Rows
-    _units: Units
-    _model: Model
 
     def _family_streams(self) -> bool:
         return self.family in _STREAMING if isinstance(self.family, str) else isinstance(self.family, Inducing)

@@ -41,7 +41,7 @@ class Inducing:
 
     Notes
     -----
-    O(n m²) operations for one evidence with its gradient and O(m²) memory beside the data and one chunk.
+    O(n m²) operations for one evidence with its gradient and O(m²) memory beside the data and a few chunks.
 
     References
     ----------

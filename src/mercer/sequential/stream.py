@@ -1,8 +1,9 @@
 """A Gaussian process on a stream: what it keeps of all rows seen, and how a batch changes that.
 
-One update moves what is known to the next inducing points, takes the memory's old share out of it, infers with batch
-and memory by their likelihood given the rest, learns hyperparameters on the way, and chooses the next memory. Every
-row counts once: by its likelihood while it is in the batch or in memory, by its frozen site afterwards.
+One update adds inducing points where the batch is not explained, takes the memory's old share out of what is known,
+learns hyperparameters, drops points again where there are too many, infers with batch and memory by their likelihood
+given the rest, and chooses the next memory. Every row counts once: by its likelihood while it is in the batch or in
+memory, by its frozen site afterwards.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import fields, is_dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from stream_toys import (
@@ -285,7 +286,7 @@ def test_a_search_that_fails_leaves_hyperparameters_as_they_were(monkeypatch):
     state = go(model, data, [range(20)], Stream(memory=5, inducing="fixed")).state
     before = ThetaVector(model).read()
 
-    def fail(self, start, max_iter):
+    def fail(self, start, max_iter, steps):
         self.vector.write(start + 1.0)
         raise FloatingPointError("no way")
 
@@ -293,6 +294,23 @@ def test_a_search_that_fails_leaves_hyperparameters_as_they_were(monkeypatch):
     outcome = go(model, data, [range(20, N)], Stream(memory=5, inducing="fixed"), learn=True, state=state)
     torch.testing.assert_close(ThetaVector(model).read(), before, rtol=1e-14, atol=1e-14)
     assert outcome.n_iter == 0 and "no way" in outcome.notes[0] and not outcome.state.moved
+
+
+@pytest.mark.parametrize(("forgetting", "counted"), [(1.0, N), (0.75, 4 * 8)])
+def test_first_steps_are_as_short_as_all_rows_that_count_ask_for(monkeypatch, forgetting, counted):
+    """Were they as long as a batch alone would have it, every search would go astray first, the later the more."""
+    model, data = toy()
+    seen = []
+
+    def look(self, start, max_iter, steps):
+        seen.append(steps / self.vector.scale)
+        raise FloatingPointError("looked")
+
+    monkeypatch.setattr(Evidence, "maximise", look)
+    options = Stream(memory=5, inducing="fixed", forgetting=forgetting)
+    go(model, data, torch.arange(N).split(8), options, learn=True)
+    np.testing.assert_allclose(seen[0], 8**-0.5)
+    np.testing.assert_allclose(seen[-1], counted**-0.5)
 
 
 def test_an_interrupted_search_is_an_interrupted_update(monkeypatch):

@@ -68,8 +68,12 @@ def learn(
     evidence = Evidence(inner, plan, data, settled=settled)
     evidence.sites, evidence.vector = None if model.likelihood.conjugate else sites, vector
     before = vector.read()
+    # the objective is as curved as that of all rows that count, not of those at hand
+    n_rows = float(state.n_seen + batch.n_rows)
+    if options.forgetting < 1.0:
+        n_rows = min(n_rows, batch.n_rows / (1.0 - options.forgetting))
     try:
-        learned = evidence.maximise(before, options.n_hyper_iter)
+        learned = evidence.maximise(before, options.n_hyper_iter, steps=vector.scale * n_rows**-0.5)
     except (NotPositiveDefiniteError, FloatingPointError) as failure:
         vector.write(before)
         return 0, evidence.n_evaluations, [f"hyperparameters were left as they were: {failure}"]

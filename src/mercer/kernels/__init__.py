@@ -23,6 +23,7 @@ from gpytorch.kernels import (
 )
 
 from mercer.kernels.adapt import prepare
+from mercer.kernels.derivatives import derivative_gram, derivative_leaf, has_derivatives
 from mercer.kernels.evaluate import diag, gram
 from mercer.kernels.factories import (
     RBF,
@@ -35,7 +36,9 @@ from mercer.kernels.factories import (
     RationalQuadratic,
     get_kernel,
 )
+from mercer.kernels.functionals import Functional, Term, functional_diag, functional_gram
 from mercer.kernels.hyperparameters import hyperparameters
+from mercer.kernels.mixture import GaussianMixture, MixtureKernel, StudentMixture, prune
 from mercer.kernels.params import describe, kernel_params, set_kernel_param
 from mercer.kernels.paths import prior_paths
 from mercer.kernels.spectral import has_spectral, sample_frequencies
@@ -46,6 +49,8 @@ __all__ = [
     "Constant",
     "ConstantKernel",
     "CosineKernel",
+    "Functional",
+    "GaussianMixture",
     "Kernel",
     "Linear",
     "LinearKernel",
@@ -53,6 +58,7 @@ __all__ = [
     "Matern32",
     "Matern52",
     "MaternKernel",
+    "MixtureKernel",
     "Periodic",
     "PeriodicKernel",
     "PiecewisePolynomialKernel",
@@ -64,15 +70,23 @@ __all__ = [
     "RationalQuadratic",
     "ScaleKernel",
     "SpectralMixtureKernel",
+    "StudentMixture",
+    "Term",
+    "derivative_gram",
+    "derivative_leaf",
     "describe",
     "diag",
+    "functional_diag",
+    "functional_gram",
     "get_kernel",
     "gram",
+    "has_derivatives",
     "has_spectral",
     "hyperparameters",
     "kernel_params",
     "prepare",
     "prior_paths",
+    "prune",
     "rescale",
     "rescale_leaf",
     "sample_frequencies",

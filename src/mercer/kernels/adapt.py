@@ -19,8 +19,10 @@ from gpytorch.kernels import (
     SpectralMixtureKernel,
 )
 
+from mercer.kernels.mixture import MixtureKernel
+
 # Leaves with a variance of their own.
-_CARRIES_AMPLITUDE = (ScaleKernel, LinearKernel, ConstantKernel, SpectralMixtureKernel)
+_CARRIES_AMPLITUDE = (ScaleKernel, LinearKernel, ConstantKernel, SpectralMixtureKernel, MixtureKernel)
 
 
 def prepare(kernel: Kernel, n_features: int, feature_names: Sequence[str] | None = None) -> tuple[Kernel, list[str]]:
@@ -94,6 +96,8 @@ def _fit_columns(kernel: Kernel, visible: list[int], names: Sequence[str] | None
     n_columns = len(visible)
     if getattr(kernel, "ard_deferred", False):
         kernel.ard_deferred = False
+        if isinstance(kernel, MixtureKernel):
+            kernel.resize(n_columns)
         kernel.ard_num_dims = kernel.ard_num_dims or n_columns
         for leaf in ("raw_lengthscale", "raw_period_length", "raw_variance"):
             parameter = getattr(kernel, leaf, None)

@@ -22,6 +22,8 @@ from mercer._typing import Hyperparameter
 _BOUNDS: tuple[tuple[tuple[str, ...], tuple[float, float]], ...] = (
     (("lengthscale", "period_length", "period"), (1e-3, 1e4)),
     (("outputscale", "variance", "constant"), (1e-6, 1e6)),
+    (("weight",), (1e-12, 1e6)),  # of one component among many, which may be pruned
+    (("frequency",), (1e-4, 1e4)),
 )
 _OTHER_POSITIVE = (1e-5, 1e5)
 _UNCONSTRAINED = (-1e3, 1e3)

@@ -94,7 +94,7 @@ def describe(kernel: Kernel) -> str:
     if isinstance(kernel, ProductKernel):
         return " * ".join(_factor(part) for part in kernel.kernels)
     arguments = [
-        f"{_SHORT.get(leaf, leaf.removeprefix('raw_'))}={_text(parameter_value(kernel, leaf))}"
+        f"{_SHORT.get(leaf, leaf.removeprefix('raw_'))}={_text(_shown(kernel, leaf))}"
         for leaf, parameter in kernel.named_parameters(recurse=False)
         if not is_unset(parameter)
     ]
@@ -168,9 +168,17 @@ def _parameters(kernel: Kernel) -> Iterator[tuple[str, Any, str]]:
             yield (f"{prefix}.{name}" if prefix else name).replace(".", "__"), owner, leaf
 
 
+def _shown(kernel: Kernel, leaf: str) -> Tensor:
+    """Return a parameter as the kernel uses it, entries included that are fixed by its structure."""
+    value = getattr(kernel, leaf.removeprefix("raw_"), None)
+    return value if isinstance(value, Tensor) else parameter_value(kernel, leaf)
+
+
 def _name(kernel: Kernel) -> str:
     if isinstance(kernel, MaternKernel):
         return _MATERN_NAMES[kernel.nu]
+    if hasattr(kernel, "short_name"):
+        return kernel.short_name
     return "RationalQuadratic" if isinstance(kernel, RQKernel) else type(kernel).__name__.removesuffix("Kernel")
 
 

@@ -26,6 +26,7 @@ from gpytorch.kernels import (
 )
 from torch import Tensor
 
+from mercer.kernels.mixture import MixtureKernel
 from mercer.kernels.spectral import normal, row, sample_frequencies
 from mercer.policy import NumericalPolicy
 
@@ -202,6 +203,8 @@ def _expand_selected(kernel: Kernel, columns: Tensor) -> list[_Summand]:
     variance = 1.0
     if isinstance(kernel, SpectralMixtureKernel):
         variance = kernel.mixture_weights.sum().item() ** len(columns)
+    if isinstance(kernel, MixtureKernel):
+        variance = kernel.weight.sum().item()
     return [_Summand(variance, [(kernel, columns)])]
 
 

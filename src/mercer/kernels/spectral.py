@@ -30,6 +30,8 @@ from gpytorch.kernels import (
 )
 from torch import Tensor
 
+from mercer.kernels.mixture import MixtureKernel
+
 
 @singledispatch
 def sample_frequencies(kernel: Kernel, d: int, n: int, generator: torch.Generator) -> Tensor:
@@ -108,6 +110,16 @@ def _(kernel: SpectralMixtureKernel, d: int, n: int, generator: torch.Generator)
     column = torch.arange(d).expand(n, d)
     cycles = means[component, column] + scales[component, column] * normal(n, d, generator)
     return 2 * math.pi * cycles * _signs(n, d, generator)
+
+
+@sample_frequencies.register
+def _(kernel: MixtureKernel, d: int, n: int, generator: torch.Generator) -> Tensor:
+    component = torch.multinomial(kernel.weight.detach().double().cpu(), n, replacement=True, generator=generator)
+    cycles, ell = (value.detach().double().cpu()[component] for value in (kernel.frequency, kernel.lengthscale))
+    spread = normal(n, d, generator)
+    if kernel.spectrum == "student":  # 5 degrees of freedom, in each column by itself
+        spread = spread * (5 / normal(n * d, 5, generator).square().sum(-1)).sqrt().reshape(n, d)
+    return spread / ell + 2 * math.pi * cycles * _signs(n, d, generator)
 
 
 def has_spectral(kernel: Kernel) -> bool:

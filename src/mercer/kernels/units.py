@@ -30,6 +30,7 @@ from gpytorch.kernels import (
 from torch import Tensor
 
 from mercer.kernels.adapt import has_amplitude
+from mercer.kernels.mixture import MixtureKernel
 from mercer.kernels.params import assign, is_unset, parameter_value
 
 
@@ -145,6 +146,15 @@ def _(kernel: SpectralMixtureKernel, scale: Tensor, variance: float, skip: Colle
     return True
 
 
+@rescale_leaf.register
+def _(kernel: MixtureKernel, scale: Tensor, variance: float, skip: Collection[int]) -> bool:
+    _multiply(kernel, "raw_weight", torch.as_tensor([variance], dtype=scale.dtype), skip)
+    _multiply(kernel, "raw_lengthscale", scale, skip)
+    if kernel.raw_frequency.numel():
+        _multiply(kernel, "raw_frequency", (1.0 / scale).expand(kernel.moving.shape)[kernel.moving.cpu()], skip)
+    return True
+
+
 def _rescale(kernel: Kernel, scale: Tensor, variance: float, skip: Collection[int]) -> list[str]:
     """Walk the expression; ``variance`` is the factor still to be applied at or below this node."""
     if kernel.active_dims is not None:
@@ -232,6 +242,11 @@ def _set_defaults(kernel: Kernel, n_features: int, share: float, unset: dict[int
         _default(kernel, "raw_alpha", 1.0, unset)
         _default(kernel, "raw_variance", share / n_columns, unset)
         _default(kernel, "raw_constant", share, unset)
+        if isinstance(kernel, MixtureKernel):
+            _default(kernel, "raw_weight", share / kernel.n_components, unset)
+            if id(kernel.raw_frequency) in unset and kernel.raw_frequency.numel():
+                # a period of one standard deviation, two, …; equal components would stay equal
+                kernel.frequency = torch.arange(kernel.n_components).unsqueeze(-1).expand(kernel.moving.shape) / 2.0
 
 
 def _default(owner: gpytorch.Module, leaf: str, value: float, unset: dict[int, Tensor]) -> None:

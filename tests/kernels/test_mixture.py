@@ -1,0 +1,245 @@
+"""Spectral mixtures: their derivatives, their spectra, and what an ordinary kernel owes the library."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import derivatives as oracle
+
+from mercer.kernels import (
+    RBF,
+    GaussianMixture,
+    MixtureKernel,
+    StudentMixture,
+    derivative_gram,
+    describe,
+    gram,
+    hyperparameters,
+    kernel_params,
+    prepare,
+    prune,
+    set_kernel_param,
+    to_model_units,
+)
+from mercer.kernels import mixture_gram as module
+from mercer.kernels.mixture_gram import mixture_gram
+from mercer.testing import check_kernel
+
+WEIGHT = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
+ELL = torch.tensor([[1.0], [0.4], [2.0]], dtype=torch.float64)
+MU = torch.tensor([[0.0], [1.3], [4.0]], dtype=torch.float64)
+SPECTRA = ["gaussian", "student"]
+
+
+def one_column(spectrum):
+    return MixtureKernel(weight=WEIGHT, lengthscale=ELL, frequency=MU, spectrum=spectrum)
+
+
+def two_columns(spectrum):
+    ell = [[1.0, 2.0], [0.5, 0.7]]
+    return MixtureKernel(weight=[1.0, 0.4], lengthscale=ell, frequency=[[0.0, 0.0], [1.3, 0.0]], spectrum=spectrum)
+
+
+def points(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("n", range(5))
+def test_derivatives_are_those_of_nested_autograd(spectrum, n):
+    X1, X2 = points(6, 1), points(5, 1, 1)
+    expected = oracle.nested(oracle.mixture(spectrum, WEIGHT, ELL, MU), X1, X2, (n,), (0,))
+    value = derivative_gram(one_column(spectrum), X1, X2, (n,), (0,)).detach()
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("n", range(5, 9))
+def test_gaussian_lines_have_derivatives_to_order_eight(n):
+    X1, X2 = points(6, 1), points(5, 1, 1)
+    expected = oracle.nested(oracle.mixture("gaussian", WEIGHT, ELL, MU), X1, X2, (n,), (0,))
+    value = derivative_gram(one_column("gaussian"), X1, X2, (n - 4,), (4,)).detach()
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("n", range(5))
+def test_the_diagonal_is_the_limit_of_small_lags(spectrum, n):
+    kernel, zero = one_column(spectrum), torch.zeros(1, 1, dtype=torch.float64)
+    near = [derivative_gram(kernel, zero + h, zero, (n,), (0,)).item() for h in (-1e-9, 1e-9)]
+    at = derivative_gram(kernel, zero, zero, (n,), (0,)).item()
+    size = sum(
+        float(w) * (1 / ell + 2 * math.pi * mu) ** n for w, ell, mu in zip(WEIGHT, ELL[:, 0], MU[:, 0], strict=True)
+    )
+    assert at == pytest.approx(sum(near) / 2, abs=1e-6 * size)
+
+
+def test_fourth_derivatives_at_zero_are_those_of_the_specification():
+    omega, w = 2 * math.pi * MU[:, 0], WEIGHT
+    s, alpha = 1 / (2 * ELL[:, 0] ** 2), math.sqrt(5) / ELL[:, 0]
+    x = torch.tensor([[0.7]], dtype=torch.float64)
+    gaussian = derivative_gram(one_column("gaussian"), x, x, (2,), (2,)).item()
+    assert gaussian == pytest.approx(float((w * (12 * s**2 + 12 * s * omega**2 + omega**4)).sum()), rel=1e-13)
+    student = derivative_gram(one_column("student"), x, x, (2,), (2,)).item()
+    expected = w * (alpha**4 + 2 * alpha**2 * omega**2 + omega**4)
+    assert student == pytest.approx(float(expected.sum()), rel=1e-13)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_curvatures_have_a_symmetric_positive_covariance_and_slopes_an_odd_one(spectrum):
+    X = torch.linspace(0, 2, 40, dtype=torch.float64)[:, None]
+    kernel = one_column(spectrum)
+    K = derivative_gram(kernel, X, X, (2,), (2,)).detach()
+    torch.testing.assert_close(K, K.mT, rtol=0, atol=1e-13 * K.abs().max().item())
+    values = torch.linalg.eigvalsh(K)
+    assert values[0] >= -1e-10 * values[-1]
+    slope = derivative_gram(kernel, X, X, (1,), (0,)).detach()
+    torch.testing.assert_close(slope, -slope.mT, rtol=0, atol=1e-13 * slope.abs().max().item())
+    assert slope.diagonal().abs().max() <= 1e-15 * slope.abs().max()
+
+
+def test_lines_in_the_spectrum_are_gaussian_and_student():
+    lag, ell, mu = np.array([0.0, 0.05, 0.3, 1.1]), 0.6, 1.7
+    X = torch.as_tensor(lag)[:, None]
+    xi = np.linspace(-60, 60, 400_001) / ell
+    step = xi[1] - xi[0]
+    sd = 1 / (2 * math.pi * ell)
+    normal = np.exp(-0.5 * (xi / sd) ** 2) / (sd * math.sqrt(2 * math.pi))
+    student = 8 / (3 * math.pi * math.sqrt(5) * sd) * (1 + (xi / sd) ** 2 / 5) ** -3  # 5 degrees of freedom
+    for spectrum, density, rtol in (("gaussian", normal, 1e-12), ("student", student, 1e-10)):
+        kernel = MixtureKernel(weight=[1.0], lengthscale=[ell], frequency=[mu], spectrum=spectrum)
+        line = [step * (density * np.cos(2 * math.pi * (xi + mu) * d)).sum() for d in lag]
+        np.testing.assert_allclose(gram(kernel, X, X[:1]).detach()[:, 0], line, atol=rtol)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("orders", [(0, 0), (1, 0), (2, 1), (3, 3)])
+def test_the_adjoint_is_the_derivative(spectrum, orders):
+    kernel = two_columns(spectrum)
+    frequency = torch.tensor([[0.3, 0.1], [1.3, 0.4]], dtype=torch.float64)
+    tensors = [points(4, 2), points(3, 2, 1), kernel.weight, kernel.lengthscale, frequency]
+    leaves = [value.detach().clone().requires_grad_() for value in tensors]
+    assert torch.autograd.gradcheck(lambda *t: mixture_gram(spectrum, *t, orders), leaves)
+
+
+def test_a_second_derivative_raises_instead_of_being_wrong():
+    kernel = one_column("student")
+    X = points(3, 1).requires_grad_()
+    (slope,) = torch.autograd.grad(gram(kernel, X).square().sum(), X, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|not have been used in the graph"):
+        torch.autograd.grad(slope.sum(), X)
+
+
+def test_blocks_do_not_change_the_answer(monkeypatch):
+    kernel, X = two_columns("gaussian"), points(11, 2)
+    tiles = X[:9].reshape(3, 3, 2)
+
+    def evaluate():
+        values = [gram(kernel, X), derivative_gram(kernel, tiles, tiles, (1, 0), (0, 1))]
+        weight = torch.linspace(-1, 2, values[0].numel(), dtype=torch.float64).reshape(values[0].shape)
+        gradient = torch.autograd.grad((values[0] * weight).sum(), list(kernel.parameters()))
+        return [value.detach() for value in (*values, *gradient)]
+
+    whole = evaluate()
+    monkeypatch.setitem(module._CACHE_ELEMENTS, "cpu", 20)
+    for by_blocks, value in zip(evaluate(), whole, strict=True):
+        torch.testing.assert_close(by_blocks, value, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_it_is_a_kernel_like_any_other(spectrum):
+    check_kernel(one_column(spectrum), 1)
+    check_kernel(two_columns(spectrum), 2)
+    check_kernel(MixtureKernel(3, spectrum=spectrum), 3)  # unset, columns unknown
+    check_kernel(RBF(1.0, active_dims=[0]) + MixtureKernel(2, frequency=[0.0, 1.0], active_dims=[1]), 2)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    q=st.integers(1, 4),
+    d=st.integers(1, 3),
+    n=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    spectrum=st.sampled_from(SPECTRA),
+)
+def test_gram_is_symmetric_positive_and_zero_orders_change_nothing(q, d, n, seed, spectrum):
+    rng = torch.Generator().manual_seed(seed)
+    draw = [torch.rand(q, d, generator=rng, dtype=torch.float64) for _ in range(2)]
+    weight = torch.rand(q, generator=rng, dtype=torch.float64) + 1e-3
+    frequency = (4 * draw[1]) * (draw[1] > 0.3)
+    kernel = MixtureKernel(weight=weight, lengthscale=draw[0] + 0.05, frequency=frequency, spectrum=spectrum)
+    X = points(n, d, seed)
+    X[-1] = X[0]
+    K = gram(kernel, X).detach()
+    assert torch.equal(K, derivative_gram(kernel, X, X, (0,) * d, (0,) * d).detach())
+    torch.testing.assert_close(K, K.mT, rtol=0, atol=1e-14 * float(weight.sum()))
+    torch.testing.assert_close(K.diagonal(), weight.sum().expand(n), rtol=1e-12, atol=0)
+    assert torch.linalg.eigvalsh(K)[0] > -1e-12 * float(weight.sum()) * n
+
+
+def test_a_frequency_of_zero_is_not_learned():
+    kernel = GaussianMixture(frequency=[[0.0, 2.0], [3.0, 0.0]])
+    (found,) = [h for h in hyperparameters(kernel) if h.name == "frequency"]
+    assert found.log_scale and found.parameter.numel() == 2
+    torch.testing.assert_close(found.to_theta(found.parameter).exp(), torch.tensor([2.0, 3.0], dtype=torch.float64))
+    assert [h.name for h in hyperparameters(GaussianMixture(frequency=[0.0]))] == ["weight", "lengthscale"]
+    kernel.frequency = [[1.0, 2.0], [3.0, 4.0]]
+    assert kernel.raw_frequency.numel() == 4
+    torch.testing.assert_close(kernel.frequency.detach(), torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64))
+
+
+def test_pruning_drops_what_has_no_weight():
+    weight = [1.0, 1e-10, 0.5, 3e-9]
+    kernel = GaussianMixture(weight=weight, lengthscale=[1.0, 2.0, 3.0, 4.0], frequency=[0.0, 1.0, 2.0, 0.0])
+    whole = RBF(1.0, outputscale=2.0) + kernel
+    pruned, n_dropped = prune(whole)
+    assert n_dropped == 2 and kernel.n_components == 4
+    left = pruned.kernels[1]
+    assert left.frequency.flatten().tolist() == pytest.approx([0.0, 2.0])
+    assert left.lengthscale.flatten().tolist() == pytest.approx([1.0, 3.0])
+    X = points(5, 1)
+    torch.testing.assert_close(gram(pruned, X), gram(whole, X), rtol=0, atol=2e-8)
+    assert prune(whole, 0.0)[1] == 0 and prune(GaussianMixture(3))[1] == 0
+    with pytest.raises(ValueError, match="tol must be"):
+        prune(whole, 1.0)
+
+
+def test_values_by_name():
+    kernel = StudentMixture(2, lengthscale=3.0)
+    params = kernel_params(kernel)
+    assert params["weight"] is None and params["frequency"] is None
+    set_kernel_param(kernel, "weight", [1.0, 2.0])
+    assert kernel.weight.tolist() == pytest.approx([1.0, 2.0])
+    text = describe(StudentMixture(weight=[1.0, 2.0], lengthscale=3.0, frequency=[0.0, 5.0]))
+    assert text == "StudentMixture(weight=[1, 2], lengthscale=[3, 3], frequency=[0, 5])"
+
+
+def test_unset_columns_are_those_of_the_data():
+    kernel, _ = prepare(GaussianMixture(3, active_dims=["a", "b"]), 3, ["a", "c", "b"])
+    assert kernel.frequency.shape == kernel.lengthscale.shape == (3, 2)
+    to_model_units(kernel, torch.ones(3), 1.0)
+    assert kernel.weight.sum().item() == pytest.approx(1.0)
+    assert len({round(value, 6) for value in kernel.frequency[:, 0].tolist()}) == 3
+    kernel, _ = prepare(GaussianMixture(lengthscale=[1.0, 2.0]), 2)
+    assert kernel.lengthscale.tolist() == [[pytest.approx(1.0)] * 2, [pytest.approx(2.0)] * 2]
+    with pytest.raises(ValueError, match="sees 2 columns"):
+        prepare(GaussianMixture(frequency=[1.0, 2.0]), 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weight": [1.0, 2.0], "frequency": [1.0]}, "number of components differs"),
+        ({"lengthscale": [[1.0, 2.0]], "frequency": [1.0]}, "number of columns differs"),
+        ({"frequency": [[1.0, 2.0]], "active_dims": [0]}, "number of columns differs"),
+        ({"weight": [-1.0]}, "weight of MixtureKernel must lie"),
+        ({"frequency": [-1.0]}, "frequency of MixtureKernel must lie"),
+        ({"n_components": 0}, "at least one component"),
+        ({"spectrum": "cauchy"}, "spectrum must be one of"),
+    ],
+)
+def test_what_does_not_fit_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        MixtureKernel(**values)

@@ -118,8 +118,9 @@ class _Basis(NamedTuple):
     R: Tensor | None
 
     def complex(self) -> _Basis:
-        R = None if self.R is None else self.R.to(torch.complex128)
-        return _Basis(*(each.to(torch.complex128) for each in self[:3]), R)
+        dtype = torch.promote_types(self.values.dtype, torch.complex64)
+        R = None if self.R is None else self.R.to(dtype)
+        return _Basis(self.values.to(dtype), self.vectors.to(dtype), self.Q.to(dtype), R)
 
 
 class KroneckerSum:

@@ -70,9 +70,7 @@ def test_the_diagonal_is_the_limit_of_small_lags(spectrum, n):
     kernel, zero = one_column(spectrum), torch.zeros(1, 1, dtype=torch.float64)
     near = [derivative_gram(kernel, zero + h, zero, (n,), (0,)).item() for h in (-1e-9, 1e-9)]
     at = derivative_gram(kernel, zero, zero, (n,), (0,)).item()
-    size = sum(
-        float(w) * (1 / ell + 2 * math.pi * mu) ** n for w, ell, mu in zip(WEIGHT, ELL[:, 0], MU[:, 0], strict=True)
-    )
+    size = float((WEIGHT * (1 / ELL[:, 0] + 2 * math.pi * MU[:, 0]) ** n).sum())
     assert at == pytest.approx(sum(near) / 2, abs=1e-6 * size)
 
 

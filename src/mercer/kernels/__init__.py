@@ -36,6 +36,7 @@ from mercer.kernels.factories import (
     RationalQuadratic,
     get_kernel,
 )
+from mercer.kernels.frequencies import find_frequencies, find_frequencies_grid
 from mercer.kernels.functionals import Functional, Term, functional_diag, functional_gram
 from mercer.kernels.hyperparameters import hyperparameters
 from mercer.kernels.mixture import GaussianMixture, MixtureKernel, StudentMixture, prune
@@ -76,6 +77,8 @@ __all__ = [
     "derivative_leaf",
     "describe",
     "diag",
+    "find_frequencies",
+    "find_frequencies_grid",
     "functional_diag",
     "functional_gram",
     "get_kernel",

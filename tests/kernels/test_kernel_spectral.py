@@ -7,6 +7,7 @@ from mercer.kernels import (
     RBF,
     Constant,
     CosineKernel,
+    GaussianMixture,
     Linear,
     Matern12,
     Matern32,
@@ -15,6 +16,7 @@ from mercer.kernels import (
     PolynomialKernel,
     RationalQuadratic,
     SpectralMixtureKernel,
+    StudentMixture,
     gram,
     has_spectral,
     prior_paths,
@@ -44,6 +46,9 @@ RANDOM = {
     "sum of products": RBF(1.0, outputscale=2.0) * Linear(0.5, active_dims=[1]) + Constant(0.5) * Periodic(2.0, 1.0),
     "product with sum": (RBF(1.0) + Linear(0.5)) * Matern52(2.0),
     "cosines": CosineKernel(active_dims=[0]).double() * CosineKernel(active_dims=[0]).double(),
+    "gaussian lines": GaussianMixture(weight=[1.0, 0.5], lengthscale=2.0, frequency=[[0, 0], [0.3, 0.2]]),
+    "student lines": StudentMixture(weight=[1.0, 0.5], lengthscale=2.0, frequency=[[0, 0], [0.3, 0.2]]),
+    "product of lines": StudentMixture(frequency=[0.0, 0.3], active_dims=[0]) * RBF(1.0, outputscale=2.0),
     "spectral mixture": spectral_mixture(),
 }
 X = torch.tensor([[0.0, 0.0], [0.4, -0.3], [1.5, 0.2], [-0.7, 1.1]], dtype=torch.float64)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mercer.kernels import (
     RBF,
     Constant,
+    GaussianMixture,
     Linear,
     Matern12,
     Matern52,
@@ -18,6 +19,7 @@ from mercer.kernels import (
     RBFKernel,
     ScaleKernel,
     SpectralMixtureKernel,
+    StudentMixture,
     describe,
     diag,
     get_kernel,
@@ -38,6 +40,8 @@ KERNELS = {
     "product with sum": Periodic(1.3, 0.7, ard=False) * (RBF(1.0) + Matern12(2.0, active_dims=["wind"])),
     "scaled sum": ScaleKernel(RBF(1.0, ard=False) + Linear(0.3, ard=False)),
     "two scales": RBF(1.0, outputscale=2.0) * Periodic(2.0, 1.0, outputscale=3.0),
+    "waves": GaussianMixture(weight=[1.0, 0.5], lengthscale=2.0, frequency=[[0, 0, 0], [1.3, 0, 0.2]]),
+    "waves of one column": StudentMixture(frequency=[0.0, 0.7], active_dims=["wind"]) * RBF(1.0),
     "spectral mixture": SpectralMixtureKernel(num_mixtures=2, ard_num_dims=3),
 }
 

@@ -48,7 +48,7 @@ from mercer.inference.evidence import Learned
 from mercer.inference.hyper import learn
 from mercer.inference.theta import ThetaVector
 from mercer.kernels import diag as prior_variance
-from mercer.kernels import get_kernel, prepare, to_model_units
+from mercer.kernels import get_kernel, prepare, start_from_data, to_model_units
 from mercer.kernels.means import constant_mean
 from mercer.likelihoods import get_likelihood
 from mercer.likelihoods.base import Likelihood
@@ -278,6 +278,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
         """Return the prior in model units, and what was added to the user's kernel."""
         names = getattr(self, "feature_names_in_", None)
         kernel, notes = prepare(get_kernel("matern52" if self.kernel is None else self.kernel), rows.X.shape[1], names)
+        X, y = torch.as_tensor(rows.X), torch.as_tensor(np.asarray(rows.y, dtype=np.float64))
+        notes += start_from_data(kernel, X, y, amplitudes=self._standardize_y)
         notes += to_model_units(kernel, torch.as_tensor(units.x_scale), units.output_scale)
         if np.size(units.y_scale) > 1:
             notes.append("with several outputs, variances are in units of the variance of each output")

@@ -43,6 +43,7 @@ from mercer.kernels.mixture import GaussianMixture, MixtureKernel, StudentMixtur
 from mercer.kernels.params import describe, kernel_params, set_kernel_param
 from mercer.kernels.paths import prior_paths
 from mercer.kernels.spectral import has_spectral, sample_frequencies
+from mercer.kernels.starting import start_from_data
 from mercer.kernels.units import rescale, rescale_leaf, to_model_units
 
 __all__ = [
@@ -94,5 +95,6 @@ __all__ = [
     "rescale_leaf",
     "sample_frequencies",
     "set_kernel_param",
+    "start_from_data",
     "to_model_units",
 ]

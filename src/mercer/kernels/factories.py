@@ -27,6 +27,7 @@ from gpytorch.kernels import (
     ScaleKernel,
 )
 
+from mercer.kernels.mixture import GaussianMixture, StudentMixture
 from mercer.kernels.params import assign
 
 Number = float | Sequence[float]
@@ -166,6 +167,8 @@ _SHORTHANDS: dict[str, Callable[[], Kernel]] = {
     "periodic": Periodic,
     "linear": Linear,
     "constant": Constant,
+    "gaussian_mixture": GaussianMixture,
+    "student_mixture": StudentMixture,
 }
 
 
@@ -176,7 +179,8 @@ def get_kernel(kernel: Any) -> Kernel:
     ----------
     kernel : gpytorch Kernel or str
         A kernel is returned as it is. A string is a shorthand ("rbf", "matern12", "matern32", "matern52",
-        "rq", "periodic", "linear", "constant") or an expression of them with ``+``, ``*`` and parentheses.
+        "rq", "periodic", "linear", "constant", "gaussian_mixture", "student_mixture") or an expression of them
+        with ``+``, ``*`` and parentheses.
 
     Raises
     ------

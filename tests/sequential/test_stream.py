@@ -22,14 +22,18 @@ from stream_toys import (
     known,
     parts_of,
     rest_of,
+    rows,
     titsias,
     toy,
 )
+from toys import normal
 
 from mercer._typing import Data
+from mercer.families.base import Prior
 from mercer.inference.evidence import Evidence
 from mercer.inference.streaming import noise_variance
 from mercer.inference.theta import ThetaVector
+from mercer.kernels import Matern52
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.sequential import LeverageTop, Selection, sums
 from mercer.sequential import state as held
@@ -313,6 +317,45 @@ def test_first_steps_are_as_short_as_all_rows_that_count_ask_for(monkeypatch, fo
     np.testing.assert_allclose(seen[-1], counted**-0.5)
 
 
+def with_a_column_that_changes_once(n=120):
+    """Return a model with a lengthscale per column, and rows whose second column is zero in the first of four parts."""
+    model, _ = toy(mean=None, n_inducing=30)
+    model = replace(model, prior=Prior(Matern52([0.8, 0.8], outputscale=1.2)))
+    X, f = rows(n=n)
+    column = torch.where(torch.arange(n) < n // 4, 0.0, 1.0 + torch.arange(n) % 3).to(X)
+    y = f + math.sqrt(NOISE) * normal(n, seed=1)
+    return (
+        model,
+        Data(torch.cat([X, column[:, None]], -1), y, torch.ones(n, dtype=DTYPE)),
+        torch.arange(n).split(n // 4),
+    )
+
+
+def test_first_steps_of_a_lengthscale_are_long_while_its_column_has_not_varied(monkeypatch):
+    model, data, parts = with_a_column_that_changes_once()
+    seen = []
+
+    def look(self, start, max_iter, steps):
+        seen.append(dict(zip(self.vector.names, steps / self.vector.scale, strict=True)))
+        raise FloatingPointError("looked")
+
+    monkeypatch.setattr(Evidence, "maximise", look)
+    go(model, data, parts, Stream(memory=5), learn=True, places=data.X[:0])
+    name = "kernel.base_kernel.lengthscale"
+    for k, each in enumerate(seen):
+        assert each[f"{name}[0]"] == each["kernel.outputscale"] == pytest.approx((30 * (k + 1)) ** -0.5)
+        assert each[f"{name}[1]"] == pytest.approx((30 if k < 2 else 30 * (k + 1)) ** -0.5)
+        assert each["likelihood.noise_variance"] == pytest.approx((30 * (k + 1)) ** -0.5)
+
+
+def test_kernels_that_are_not_learned_have_no_steps():
+    model, data = toy()
+    for parameter in model.prior.kernel.parameters():
+        parameter.requires_grad_(False)
+    outcome = go(model, data, parts_of([24]), Stream(memory=5), learn=True)
+    assert outcome.n_evaluations > 0 and not outcome.notes
+
+
 def test_an_interrupted_search_is_an_interrupted_update(monkeypatch):
     model, data = toy()
     state = go(model, data, [range(20)], Stream(memory=5, inducing="fixed")).state
@@ -554,8 +597,8 @@ def test_batches_of_one_row_and_of_equal_rows_are_taken(name):
     same = Data(data.X[:1].repeat(5, 1), data.y[:1].repeat(5), torch.ones(5, dtype=DTYPE))
     options = Stream(memory=3, **GREEDY)
     state = held.start(model, data, 0)
-    for rows in (data.rows(torch.tensor([0])), same, data.rows(torch.arange(1, 9))):
-        outcome = streams.update(model, state, rows, options, learning=False)
+    for part in (data.rows(torch.tensor([0])), same, data.rows(torch.arange(1, 9))):
+        outcome = streams.update(model, state, part, options, learning=False)
         state = outcome.state
         mean, variance = outcome.posterior.marginals(X_NEW)
         assert bool(mean.isfinite().all()) and bool((variance > 0).all())

@@ -184,6 +184,35 @@ def test_points_taken_for_the_time_of_learning_leave_no_trace(name, monkeypatch)
     close(known(model, later.state.total), known(model, at_once.state.total), 1e-6)
 
 
+def test_the_past_is_accounted_for_at_the_points_where_it_is_known(monkeypatch):
+    """What is left of it under other hyperparameters is told by memory at old points, whatever was added."""
+    model, data = toy(mean=None, n_inducing=7)
+    options = Stream(memory=6, policy="uniform", loss_tol=1e-9, residual_tol=1e-4)
+    far = Data(torch.cat([data.X[:8], data.X[8:] + 6.0]), data.y, data.weight)
+    state = go(model, far, [torch.arange(8)], options, places=data.X[:0]).state
+    seen, learn = [], streams.learn
+
+    def look(model, wide, rest, rows, batch, sites, options, unexplained, before):
+        found = learn(model, wide, rest, rows, batch, sites, options, unexplained, before)
+        with torch.no_grad():
+            seen.append((len(wide.Z), unexplained.ratio(model), dense(model)))
+        return found
+
+    def dense(model):
+        scaled = model.prior.kernel
+        kernel = kernel_of(scaled.base_kernel.lengthscale.item(), scaled.outputscale.item())
+        X, Z, weight = state.memory.data.X, state.Z, 1.0 / state.memory.inclusion
+        Kuf = kernel(Z, X)
+        return weight @ (kernel(X, X).diagonal() - (Kuf * torch.linalg.solve(oracle.between(kernel, Z, Z), Kuf)).sum(0))
+
+    monkeypatch.setattr(streams, "learn", look)
+    before = dense(model)
+    go(model, far, [torch.arange(8, N)], options, learn=True, state=state)
+    (n_points, ratio, after), *_ = seen
+    assert n_points > len(state.Z) and abs(float(after / before) - 1.0) > 0.01
+    torch.testing.assert_close(ratio, after / before, rtol=1e-5, atol=0.0)
+
+
 def _projected(sites, P):
     return type(sites)(P.T @ sites.linear, P.T @ sites.precision @ P)
 

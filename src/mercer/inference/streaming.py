@@ -36,6 +36,8 @@ class Unexplained:
 
     Parameters
     ----------
+    Z : (m, d)
+        Inducing points at which the past is known; what further ones explain of past rows was not kept.
     rows : (M, d)
     weight : (M,)
         One over the probability that a row is in the sample.
@@ -43,6 +45,7 @@ class Unexplained:
         Σ weight · variance at the hyperparameters where the past was last accounted for.
     """
 
+    Z: Tensor
     rows: Tensor
     weight: Tensor
     before: Tensor
@@ -51,19 +54,19 @@ class Unexplained:
     def at(cls, model: Model, Z: Tensor, rows: Tensor, weight: Tensor) -> Unexplained | None:
         """Return it for the model's present hyperparameters; None where nothing is left unexplained."""
         with torch.no_grad():
-            L, _ = inducing_factor(model.prior, Z, model.policy)
-            before = cls(rows, weight, Z.new_ones(())).sum(model, Z, L)
-        return cls(rows, weight, before) if float(before) > 0 else None
+            before = cls(Z, rows, weight, Z.new_ones(())).sum(model)
+        return cls(Z, rows, weight, before) if float(before) > 0 else None
 
-    def sum(self, model: Model, Z: Tensor, L: Tensor) -> Tensor:
+    def sum(self, model: Model) -> Tensor:
         """Return Σ weight · Var(f | u) at the model's hyperparameters, differentiable."""
         kernel = model.prior.kernel
-        W = torch.linalg.solve_triangular(L, gram(kernel, Z, self.rows, policy=model.policy), upper=False)
+        L, _ = inducing_factor(model.prior, self.Z, model.policy)
+        W = torch.linalg.solve_triangular(L, gram(kernel, self.Z, self.rows, policy=model.policy), upper=False)
         return (self.weight * (diag(kernel, self.rows) - W.square().sum(-2)).clamp_min(0.0)).sum()
 
-    def ratio(self, model: Model, Z: Tensor, L: Tensor) -> Tensor:
+    def ratio(self, model: Model) -> Tensor:
         """Return how many times the variance is what it was before."""
-        return self.sum(model, Z, L) / self.before
+        return self.sum(model) / self.before
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class ConjugateStream:
         noise = noise_variance(model, past.count)
         residual = past.residual
         if self.unexplained is not None:
-            residual = residual * self.unexplained.ratio(model, plan.Z, posterior.L)
+            residual = residual * self.unexplained.ratio(model)
         scale = -0.5 * past.count * (2 * math.pi * noise).log() - 0.5 * (past.squares + residual) / noise
         return conjugate_evidence(model, posterior, data) + scale.sum() + self.offset
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mercer._typing import Data, Sites
 from mercer.families.inducing_plan import InducingPlan
@@ -14,6 +15,7 @@ from mercer.families.tied import GaussianStatistics
 from mercer.inference.evidence import Evidence
 from mercer.inference.streaming import Unexplained
 from mercer.inference.theta import ThetaVector
+from mercer.kernels.evaluate import gram
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.sequential.options import Stream
 from mercer.sequential.state import Past, StreamState, given
@@ -24,12 +26,12 @@ if TYPE_CHECKING:
 _SETTLED = 1e-3  # nats per row that an iteration for hyperparameters has to gain
 
 
-def unexplained_by(model: Model, state: StreamState) -> Unexplained | None:
-    """Return how memory tells of the variance that inducing points leave of rows that are gone; None without it."""
+def unexplained_by(model: Model, state: StreamState, Z: Tensor) -> Unexplained | None:
+    """Return how memory tells of the variance that the points Z leave of rows that are gone; None without it."""
     memory = state.memory
     if not isinstance(state.total, GaussianStatistics) or memory.data.n_rows == 0:
         return None
-    return Unexplained.at(model, state.Z, memory.data.X, 1.0 / memory.inclusion.to(memory.data.X))
+    return Unexplained.at(model, Z, memory.data.X, 1.0 / memory.inclusion.to(memory.data.X))
 
 
 def learn(
@@ -41,8 +43,12 @@ def learn(
     sites: Sites,
     options: Stream,
     unexplained: Unexplained | None,
+    Z_before: Tensor,
 ) -> tuple[int, int, list[str]]:
-    """Climb a few iterations from the present hyperparameters; return iterations, evaluations and what to report."""
+    """Climb a few iterations from the present hyperparameters; return iterations, evaluations and what to report.
+
+    ``Z_before`` (m, d) are the inducing points before the batch came.
+    """
     memory = state.memory
     vector = ThetaVector(model) if state.n_seen == memory.data.n_rows else _Scales(model)
     if len(vector) == 0:
@@ -69,9 +75,10 @@ def learn(
     evidence.sites, evidence.vector = None if model.likelihood.conjugate else sites, vector
     before = vector.read()
     # the objective is as curved as that of all rows that count, not of those at hand
-    n_rows = float(state.n_seen + batch.n_rows)
+    count = float(state.n_seen + batch.n_rows)
     if options.forgetting < 1.0:
-        n_rows = min(n_rows, batch.n_rows / (1.0 - options.forgetting))
+        count = min(count, batch.n_rows / (1.0 - options.forgetting))
+    n_rows = np.where(_unknown(model, vector, torch.cat([Z_before, memory.data.X])), batch.n_rows, count)
     try:
         learned = evidence.maximise(before, options.n_hyper_iter, steps=vector.scale * n_rows**-0.5)
     except (NotPositiveDefiniteError, FloatingPointError) as failure:
@@ -83,6 +90,17 @@ def learn(
     if learned.interrupted:
         raise KeyboardInterrupt
     return learned.n_iter, learned.n_evaluations, []
+
+
+def _unknown(model: Model, vector: ThetaVector, X: Tensor) -> np.ndarray:
+    """Say which hyperparameters rows like X (n, d) tell nothing of: lengthscales of columns that have not varied."""
+    K = gram(model.prior.kernel, X, policy=model.policy)
+    if K.requires_grad:
+        K.sum().backward()
+    of_kernel = np.array([name.startswith("kernel.") for name in vector.names])
+    unknown = of_kernel & (vector.gradient() == 0.0)
+    vector.zero_grad()
+    return unknown
 
 
 class _Scales(ThetaVector):

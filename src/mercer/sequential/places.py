@@ -32,8 +32,8 @@ def next_inducing(
     """Return the inducing points for a stream that brings the rows X.
 
     Rows that Z leaves unexplained are added, the worst first. Where there is no room for all, old and new points are
-    chosen anew, the least explained first, if that loses less information than it makes room for:
-    ½ log |I + N Cov(u | u')| nats of what is known against ½ Σ log(1 + β Var(f | u)) nats of the rows to come.
+    chosen anew, the least explained first, if that costs the objective less of what is known,
+    ½ tr(N Cov(u | u')) nats, than it saves of the rows to come, ½ Σ β Var(f | u).
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def next_inducing(
         Nats, summed over latents, that may be lost even where less is saved by it.
     policy : NumericalPolicy
     spare : int
-        So many points more are returned rather than lose more than that.
+        So many points more are returned rather than lose more than ``loss_tol``.
     known : int, optional
         The first so many of Z, all by default, are known of and stay, or are given up as above; others may simply go.
 
@@ -73,28 +73,18 @@ def next_inducing(
     if len(Z) + len(found) <= most:
         return torch.cat([Z, found])
     candidates = torch.cat([Z, found])
-    grown = candidates[: max(most, len(Z) if known is None else known)]
+    grown = candidates[: max(most, len(Z) if known is None else known)].clone()  # a view would keep all of them
     K = gram(prior.kernel, candidates, policy=policy)
     chosen = greedy_variance(lambda j: K[..., j, :], K.diagonal(dim1=-2, dim2=-1), most).index
     proposed = candidates[chosen.sort().values]
-    loss = float(_information(sites, Projection(prior, Z, proposed, policy)).sum())
+    loss = float(sites.loss(Projection(prior, Z, proposed, policy)).sum())
     if loss <= loss_tol:
         return proposed
-    left = [_residual(prior, each, looked_at, policy)[0] for each in (grown, proposed)]
-    told = [(curvature * each).log1p().sum() for each in left]
-    saved = 0.5 * len(X) / len(looked_at) * float(told[0] - told[1])
-    if loss > saved:
-        return grown
-    return candidates[: most + spare] if spare else proposed
-
-
-def _information(sites: TiedSites, move: Projection) -> Tensor:
-    """Return ½ log |I + N Cov(u | u')|, (*b,): what u' cannot say of what is known of u, at most `TiedSites.loss`."""
-    values, vectors = torch.linalg.eigh(move.gap)
-    root = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
-    inner = root.mT @ sites.precision @ root
-    inner = 0.5 * (inner + inner.mT) + torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
-    return torch.linalg.cholesky_ex(inner)[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    if spare:
+        return candidates[: most + spare]
+    left = [_residual(prior, each, looked_at, policy)[0].sum() for each in (grown, proposed)]
+    saved = 0.5 * curvature * len(X) / len(looked_at) * float(left[0] - left[1])
+    return grown if loss > saved else proposed
 
 
 def _residual(prior: Prior, Z: Tensor, X: Tensor, policy: NumericalPolicy) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mercer._typing import Data, Sites
 from mercer.families.base import Confession
 from mercer.families.inducing_plan import InducingPlan
-from mercer.families.tied import Projection, inducing_factor
+from mercer.families.tied import Projection
 from mercer.inference.base import latent_shape, run
 from mercer.inference.streaming import gaussian_statistics
 from mercer.linalg.cholesky import NotPositiveDefiniteError
@@ -81,7 +81,7 @@ def update(model: Model, state: StreamState, batch: Data, options: Stream, learn
     score, surprise, scores, curvature = foretold(model, state, batch)
     # hyperparameters that have not seen the batch may take it for new where it is not: until they have, inducing
     # points that are known well are not given up for it
-    n_known = len(state.Z)
+    before, n_known = state.Z, len(state.Z)
     most = int(getattr(model.family, "n_inducing", options.n_inducing))
     how = {"curvature": curvature, "most": most, "known": n_known}
     Z, move, loss = _places(model, state.Z, state.total, batch.X, options, spare=most if learning else 0, **how)
@@ -96,13 +96,14 @@ def update(model: Model, state: StreamState, batch: Data, options: Stream, learn
     sites = Sites(*(_padded(each, batch.n_rows) for each in (memory.sites.linear, memory.sites.precision)))
     n_iter = n_evaluations = 0
     notes: list[str] = []
-    unexplained = unexplained_by(model, state)
+    # what points that were only added explain of past rows is not known
+    added = torch.equal(state.Z[:n_known], before)
+    unexplained = unexplained_by(model, state, before if added else state.Z)
     if learning:
-        n_iter, n_evaluations, notes = learn(model, state, rest, rows, batch, sites, options, unexplained)
+        n_iter, n_evaluations, notes = learn(model, state, rest, rows, batch, sites, options, unexplained, before)
     if unexplained is not None:
         with torch.no_grad():
-            ratio = unexplained.ratio(model, state.Z, inducing_factor(model.prior, state.Z, model.policy)[0])
-        rest = replace(rest, residual=ratio * rest.residual)
+            rest = replace(rest, residual=unexplained.ratio(model) * rest.residual)
     if len(state.Z) > max(most, n_known):
         Z, move, more = _places(model, state.Z, rest, batch.X, options, **how)
         if move is not None:

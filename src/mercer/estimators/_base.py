@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mercer._typing import Data
 from mercer.estimators._conditioning import condition
+from mercer.estimators._derivatives import check_orders
 from mercer.estimators._diagnose import diagnose
 from mercer.estimators._evidence import LogEvidence
 from mercer.estimators._params import NestedKernelParams
@@ -44,6 +45,7 @@ from mercer.estimators._validation import (
     to_numpy,
 )
 from mercer.families.base import Prior
+from mercer.families.differentiated import differentiated
 from mercer.inference.evidence import Learned
 from mercer.inference.hyper import learn
 from mercer.inference.theta import ThetaVector
@@ -129,13 +131,14 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
         encode: Callable[[Any, Any, np.ndarray], np.ndarray],
         sample_weight: Any,
         side: dict[str, Any],
+        derivative: Any = None,
     ) -> BaseGP:
         """Validate, infer and report; on any failure the estimator is left as it was.
 
         ``encode`` makes numbers of (y, X, weight); ``side`` holds values per row, None where there are none.
         """
         with self._all_or_nothing():
-            rows, device = self._checked_rows(X, y, encode, sample_weight, side, reset=True)
+            rows, device = self._checked_rows(X, y, encode, sample_weight, side, derivative, reset=True)
             self._infer(rows, device, X, y)
         return self
 
@@ -146,6 +149,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
         encode: Callable[[Any, Any, np.ndarray], np.ndarray],
         sample_weight: Any,
         side: dict[str, Any],
+        derivative: Any = None,
+        *,
         reset: bool,
     ) -> tuple[Rows, torch.device]:
         """Return validated rows in canonical order, and where to compute; ``reset`` forgets earlier columns."""
@@ -155,7 +160,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
         weight = check_weight(sample_weight, X_checked)
         targets = encode(y, X_checked, weight)
         known = {k: check_row_vector(k, v, X_checked, positive=True) for k, v in side.items() if v is not None}
-        rows = canonical_rows(to_numpy(X_checked).astype(np.float64), targets, weight, known)
+        orders = check_orders(derivative, X_checked)
+        rows = canonical_rows(to_numpy(X_checked).astype(np.float64), targets, weight, known, orders)
         self._rows_at_hand = rows
         return rows, resolve_device(self.device, X_checked)
 
@@ -209,7 +215,12 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
         prior, notes = self._make_prior(rows, units, policy, start_mean)
         likelihood.to(device)
         family = self.family if family is None else family
-        model, reasons = resolve(prior, likelihood, family, self.engine, data.n_rows, policy, data.X.shape[1])
+        model, reasons = resolve(prior, likelihood, family, self.engine, data.n_rows, policy, rows.X.shape[1])
+        if rows.orders is not None and model.family.name != "exact":
+            raise ValueError(
+                f"derivatives among the rows of y need family='exact', not {model.family.name!r}, which "
+                f"{'was asked for' if model.family is family or family != 'auto' else reasons['family']}."
+            )
         start = self._warm_start(model, units, resume)
         if units.output_scale != 1.0:
             notes += [f"The prior {name} applies to the value in standardised units." for name in likelihood.log_priors]
@@ -278,7 +289,7 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
         """Return the prior in model units, and what was added to the user's kernel."""
         names = getattr(self, "feature_names_in_", None)
         kernel, notes = prepare(get_kernel("matern52" if self.kernel is None else self.kernel), rows.X.shape[1], names)
-        X, y = torch.as_tensor(rows.X), torch.as_tensor(np.asarray(rows.y, dtype=np.float64))
+        X, y = torch.as_tensor(rows.X), torch.as_tensor(np.asarray(rows.values, dtype=np.float64))
         notes += start_from_data(kernel, X, y, amplitudes=self._standardize_y)
         notes += to_model_units(kernel, torch.as_tensor(units.x_scale), units.output_scale)
         if np.size(units.y_scale) > 1:
@@ -287,7 +298,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
         if mean is None and self._learned_mean:
             mean = constant_mean(float(start_mean))
         kernel = kernel.to(dtype=policy.dtype, device=policy.device)
-        return Prior(kernel, None if mean is None else mean.to(dtype=policy.dtype, device=policy.device)), list(notes)
+        prior = Prior(kernel, None if mean is None else mean.to(dtype=policy.dtype, device=policy.device))
+        return prior if rows.orders is None else differentiated(prior), list(notes)
 
     def _warm_start(self, model: Model, units: Units, resume: bool) -> np.ndarray | None:
         """Return θ of the previous fit in the new model units, if there is one of the same shape."""
@@ -389,6 +401,8 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
             BoTorch is not installed: ``pip install 'mercer[bo]'``.
         """
         check_is_fitted(self, "posterior_")
+        if self._rows.orders is not None:
+            raise ValueError("to_botorch knows values of f only, and this model was fitted to derivatives too.")
         try:
             from mercer.interop.botorch import MercerModel  # optional, and it takes seconds to import
         except ImportError as failure:

@@ -15,6 +15,7 @@ from mercer.families.base import Prior
 from mercer.inference.base import Inference, run
 from mercer.inference.theta import ThetaVector
 from mercer.kernels import rescale
+from mercer.kernels.hyperparameters import unwrapped
 from mercer.model import Model
 from mercer.policy import NumericalPolicy
 
@@ -97,7 +98,7 @@ def fitted_attributes(
     value : float
         The log evidence, in nats, for y in the user's units.
     """
-    kernel_ = copy.deepcopy(model.prior.kernel)
+    kernel_ = copy.deepcopy(unwrapped(model.prior.kernel))
     unconverted = rescale(kernel_, torch.as_tensor(units.x_scale), units.output_scale)
     notes = [f"parameters of {', '.join(unconverted)} are reported in standardised units"] if unconverted else []
     vector = ThetaVector(model)

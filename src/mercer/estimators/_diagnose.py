@@ -60,7 +60,8 @@ def _columns(estimator: BaseGP) -> list[Finding]:
 
 def _duplicates(estimator: BaseGP) -> list[Finding]:
     rows = estimator._rows
-    _, inverse = np.unique(rows.X + 0.0, axis=0, return_inverse=True)
+    observed = rows.X if rows.orders is None else np.column_stack([rows.X, rows.orders])
+    _, inverse = np.unique(observed + 0.0, axis=0, return_inverse=True)
     repeated = len(rows.X) - (inverse.max() + 1)
     if repeated == 0:
         return []

@@ -43,6 +43,7 @@ from mercer.families.sic import SicPosterior, SparseInverseCholesky
 from mercer.families.sic_plan import Nugget, SicPlan
 from mercer.families.tied import GaussianStatistics, TiedSites
 from mercer.inference.streaming import ConjugateStream
+from mercer.kernels.derivative_rows import DerivativeRowsMean
 from mercer.likelihoods.adapt import Adapted
 from mercer.likelihoods.base import Likelihood
 from mercer.linalg.conditioning import SiteFactor
@@ -90,6 +91,7 @@ _CLASSES: dict[str, type] = {
     **_named("mercer.likelihoods", (Adapted, *vars(mercer.likelihoods).values()), Likelihood),
     **_named("mercer.kernels", vars(mercer.kernels).values(), gpytorch.kernels.Kernel),
     **_named("gpytorch.kernels", vars(gpytorch.kernels).values(), gpytorch.kernels.Kernel),
+    **_named("mercer.kernels", (DerivativeRowsMean,)),
     **_named("gpytorch.means", vars(gpytorch.means).values(), gpytorch.means.Mean),
     **_named("gpytorch.likelihoods", vars(gpytorch.likelihoods).values(), gpytorch.likelihoods.Likelihood),
     **_named("gpytorch.likelihoods", (gpytorch.likelihoods.noise_models.HomoskedasticNoise,)),

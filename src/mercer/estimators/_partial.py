@@ -78,6 +78,8 @@ class PartialFit(LearnedSums):
         """Take in a batch; on any failure or interrupt the estimator is left as it was."""
         estimator: Any = self
         first = not hasattr(self, "posterior_")
+        if not first and self._rows.orders is not None:
+            raise ValueError("partial_fit takes values of y only, and fit had derivatives too; fit all rows together.")
         try:
             with estimator._all_or_nothing(), _nothing_kept():
                 rows, device = estimator._checked_rows(X, y, encode, sample_weight, side, reset=first)

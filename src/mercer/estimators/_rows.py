@@ -53,7 +53,8 @@ class Rows:
     """Canonical training rows, still in the user's units (float64 NumPy).
 
     ``index`` (n_original,) maps each original row to its canonical row, −1 where it was dropped; ``n_dropped``
-    counts rows of zero weight or without any target, ``n_merged`` rows that were merged into an equal one.
+    counts rows of zero weight or without any target, ``n_merged`` rows that were merged into an equal one. ``orders``
+    (n, d) says which derivative each target is, None where all are values.
     """
 
     X: np.ndarray
@@ -63,6 +64,15 @@ class Rows:
     index: np.ndarray
     n_dropped: int
     n_merged: int
+    orders: np.ndarray | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """Return y with NaN in the place of derivatives."""
+        if self.orders is None:
+            return self.y
+        slopes = np.asarray(self.orders.any(axis=1))
+        return np.where(slopes if self.y.ndim == 1 else slopes[:, None], np.nan, self.y)
 
     def raw(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Return what `canonical_rows` takes."""
@@ -76,7 +86,13 @@ class Rows:
         return message.replace(f"Rows {pair[0]} and {pair[1]}", f"Rows {first[0]} and {first[1]}")
 
 
-def canonical_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray, side: dict[str, np.ndarray]) -> Rows:
+def canonical_rows(
+    X: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    side: dict[str, np.ndarray],
+    orders: np.ndarray | None = None,
+) -> Rows:
     """Drop empty rows, merge equal ones, sort.
 
     Parameters
@@ -87,6 +103,8 @@ def canonical_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray, side: dict[
     weight : (n,)
         Non-negative.
     side : dict of (n,) arrays
+    orders : (n, d), optional
+        As in `Rows`.
 
     Raises
     ------
@@ -104,7 +122,8 @@ def canonical_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray, side: dict[
         raise ValueError("sample_weight is zero for every row whose y is observed; nothing is left to fit.")
     missing = np.isnan(targets[kept])
     known = np.where(missing, 0.0, targets[kept])
-    columns = np.column_stack([X[kept], known, missing, *(side[name][kept] for name in sorted(side))])
+    which = np.empty((len(X), 0)) if orders is None else orders
+    columns = np.column_stack([X[kept], which[kept], known, missing, *(side[name][kept] for name in sorted(side))])
     # adding 0.0 turns −0.0 into 0.0: equal rows have equal keys
     _, first, inverse = np.unique(columns + 0.0, axis=0, return_index=True, return_inverse=True)
     merged = np.bincount(inverse.reshape(-1), weights=weight[kept], minlength=len(first))
@@ -119,6 +138,7 @@ def canonical_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray, side: dict[
         index=index,
         n_dropped=int((~kept).sum()),
         n_merged=int(kept.sum() - len(first)),
+        orders=None if orders is None else orders[source],
     )
 
 
@@ -140,13 +160,15 @@ def joined_rows(first: Rows, second: Rows) -> Rows:
 class Units:
     """Affine change between the user's units and model units (zero mean, unit variance).
 
-    x_center, x_scale : (d,); y_center, y_scale : (p,) or scalars, in units of X and y.
+    x_center, x_scale : (d,); y_center, y_scale : (p,) or scalars, in units of X and y. ``with_orders`` says that rows
+    of model units have an order of derivation per column beside them.
     """
 
     x_center: np.ndarray
     x_scale: np.ndarray
     y_center: np.ndarray
     y_scale: np.ndarray
+    with_orders: bool = False
 
     @staticmethod
     def learn(rows: Rows, standardize: bool, standardize_y: bool) -> Units:
@@ -157,7 +179,7 @@ class Units:
         if standardize:
             x_center, x_scale = _moments(rows.X, rows.weight)
         if standardize_y:
-            y_center, y_scale = _moments(rows.y.reshape(len(rows.y), -1), rows.weight)
+            y_center, y_scale = _target_moments(rows, x_scale)
             if not ((y_scale > _SMALLEST) & (y_scale < 1 / _SMALLEST)).all():
                 raise ValueError(
                     f"y varies by {y_scale.max():.3g}, and variances in units of y² would leave the range of float64; "
@@ -165,7 +187,7 @@ class Units:
                 )
         if rows.y.ndim == 1:
             y_center, y_scale = y_center[0], y_scale[0]
-        return Units(x_center, x_scale, y_center, y_scale)
+        return Units(x_center, x_scale, y_center, y_scale, rows.orders is not None)
 
     @property
     def output_scale(self) -> float:
@@ -176,11 +198,35 @@ class Units:
         """Return log |d y_model / d y_user| summed over observed targets; zero where y keeps its units."""
         seen = ~np.isnan(rows.y)
         weight = rows.weight if seen.ndim == 1 else rows.weight[:, None]
-        return -float((seen * weight * np.log(self.y_scale)).sum())
+        return -float((seen * weight * np.log(self.target_units(rows)[1])).sum())
+
+    def derivative_scale(self, orders: np.ndarray) -> np.ndarray:
+        """Return the unit of the derivative of each order (*n, d): (*n,) or, with several outputs, (*n, p)."""
+        slopes = np.prod(self.x_scale ** -np.asarray(orders, dtype=np.float64), axis=-1)
+        return slopes * self.y_scale if np.ndim(self.y_scale) == 0 else slopes[..., None] * self.y_scale
+
+    def target_units(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Return centre and scale of the targets, per row where some are derivatives, which have no centre."""
+        if rows.orders is None:
+            return self.y_center, self.y_scale
+        values = np.asarray(~rows.orders.any(axis=1))
+        return (values if rows.y.ndim == 1 else values[:, None]) * self.y_center, self.derivative_scale(rows.orders)
 
     def inputs(self, X: Tensor) -> Tensor:
         """Return X in model units; differentiable."""
-        return (X - torch.as_tensor(self.x_center).to(X)) / torch.as_tensor(self.x_scale).to(X)
+        moved = (X - torch.as_tensor(self.x_center).to(X)) / torch.as_tensor(self.x_scale).to(X)
+        return torch.cat([moved, torch.zeros_like(moved)], -1) if self.with_orders else moved
+
+
+def _target_moments(rows: Rows, x_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of the values in y (p,), or the size of its derivatives if there are none."""
+    y = rows.values.reshape(len(rows.y), -1)
+    center, scale = _moments(y, rows.weight)
+    if rows.orders is None:
+        return center, scale
+    slopes = rows.y.reshape(y.shape) * np.prod(x_scale**rows.orders, axis=1)[:, None]
+    _, steepness = _moments(np.concatenate([slopes, -slopes]), np.tile(rows.weight, 2))
+    return center, np.where(np.isnan(y).all(axis=0), steepness, scale)
 
 
 def _moments(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,11 +253,15 @@ def make_data(rows: Rows, units: Units, policy: NumericalPolicy) -> Data:
         return torch.as_tensor(np.ascontiguousarray(values), dtype=policy.dtype, device=policy.device)
 
     X = tensor((rows.X - units.x_center) / units.x_scale)
-    y = tensor(((rows.y - units.y_center) / units.y_scale).T)
+    if rows.orders is not None:
+        X = torch.cat([X, tensor(rows.orders)], -1)
+    center, scale = units.target_units(rows)
+    y = tensor(((rows.y - center) / scale).T)
     side = {name: tensor(value) for name, value in rows.side.items()}
     if "noise_variance" in side:
-        scale = tensor(np.atleast_1d(units.y_scale)).unsqueeze(-1)
-        side["noise_variance"] = (side["noise_variance"] / scale.square()).reshape(y.shape)
+        # (p, 1), or (p, n) where rows have units of their own
+        scales = np.atleast_1d(scale)[:, None] if rows.orders is None else np.atleast_2d(scale.T)
+        side["noise_variance"] = (side["noise_variance"] / tensor(scales).square()).reshape(y.shape)
     return Data(X, y, tensor(rows.weight), side)
 
 

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.estimators._base import BaseGP
+from mercer.estimators._derivatives import DerivativePredictions
 from mercer.estimators._rows import Container, Rows, Units
 from mercer.estimators._validation import check_row_vector, check_targets, check_weight, resolve_dtype, to_numpy
 from mercer.likelihoods import get_likelihood
@@ -26,7 +27,7 @@ _LIKELIHOOD_UNITS = {"likelihood.noise_variance": 2, "likelihood.scale": 1}
 _TASK_OF_SUPPORT = {"classes": "GPClassifier", "count": "GPCountRegressor"}
 
 
-class GPRegressor(RegressorMixin, BaseGP):
+class GPRegressor(DerivativePredictions, RegressorMixin, BaseGP):
     """Gaussian-process regression with learned kernel and noise.
 
     y = f(x) + ε with f ~ GP(0, k). Hyperparameters maximise the log evidence; inputs and targets are
@@ -173,7 +174,9 @@ class GPRegressor(RegressorMixin, BaseGP):
         return likelihood.with_noise_floor(floor) if isinstance(likelihood, Gaussian) else likelihood
 
     @with_callbacks
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, noise_variance: Any = None) -> GPRegressor:
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, noise_variance: Any = None, derivative: Any = None
+    ) -> GPRegressor:
         """Learn the hyperparameters and condition on the data.
 
         Parameters
@@ -185,6 +188,10 @@ class GPRegressor(RegressorMixin, BaseGP):
             Replication weights, ≥ 0.
         noise_variance : float or array-like of shape (n,), default=None
             Known noise variance per row, in units of y²; nothing is then learned about the noise.
+        derivative : array-like of shape (n, d), default=None
+            For each row, the order of the derivative of f in each column that y observes, in units of y over those of
+            X; zeros for a value. Needs the exact family and a kernel that is smooth enough. One noise variance for all
+            rows is one in standardised units; give ``noise_variance`` where slopes are known better or worse.
 
         Returns
         -------
@@ -196,7 +203,7 @@ class GPRegressor(RegressorMixin, BaseGP):
             Bad shapes, NaN in X, no observed target, all weights zero, or a covariance that cannot be factored.
             The estimator is left as it was.
         """
-        return self._fit(X, y, self._targets, sample_weight, {"noise_variance": noise_variance})
+        return self._fit(X, y, self._targets, sample_weight, {"noise_variance": noise_variance}, derivative)
 
     def _targets(self, y: Any, X: Any, weight: Any) -> np.ndarray:
         return check_targets(self, y, X)
@@ -266,7 +273,10 @@ class GPRegressor(RegressorMixin, BaseGP):
                     "noise_variance must be given: the stream keeps no rows from which the noise of new ones could be "
                     "taken. Pass it, or use Stream(memory=...)."
                 )
-            values = np.full(n, np.average(known, weights=self._rows.weight))
+            weight = self._rows.weight * (1 if self._rows.orders is None else ~self._rows.orders.any(axis=1))
+            if not weight.any():
+                raise ValueError("noise_variance must be given: fit had derivatives only, whose noise has other units.")
+            values = np.full(n, np.average(known, weights=weight))
         elif "noise_variance" in self._model.likelihood.side_names:
             values = check_row_vector("noise_variance", noise_variance, np.empty((n, 1)), positive=True)
         else:
@@ -287,6 +297,7 @@ class GPRegressor(RegressorMixin, BaseGP):
         *,
         latent: bool = False,
         noise_variance: Any = None,
+        derivative: Any = None,
     ) -> Any:
         """Predict the mean of y at X, and how far y may be from it.
 
@@ -302,6 +313,9 @@ class GPRegressor(RegressorMixin, BaseGP):
             Describe the noise-free f instead of the observed y.
         noise_variance : float or array-like of shape (n,), default=None
             Known noise of the new observations where ``fit`` had known noise; default its weighted mean.
+        derivative : str, int, sequence of str or tuple of int, default=None
+            Describe a derivative of f instead, in units of y over those of X: in a column by its name or position, in
+            several named columns, or of one order per column such as ``(1, 0)``. Exact family only.
 
         Returns
         -------
@@ -312,11 +326,16 @@ class GPRegressor(RegressorMixin, BaseGP):
         Raises
         ------
         ValueError
-            Both ``return_std`` and ``return_cov``, or columns other than in ``fit``.
+            Both ``return_std`` and ``return_cov``, or columns other than in ``fit``; of a derivative, a kernel that is
+            not smooth enough or a family that knows none.
         """
         if return_std and return_cov:
             raise ValueError("return_std and return_cov cannot both be True; the covariance has the variances.")
         X, container = self._prepare_X(X)
+        if derivative is not None:
+            if noise_variance is not None:
+                raise ValueError("derivatives are those of f, without noise; leave noise_variance out.")
+            return self._predict_derivative(X, container, derivative, return_std, return_cov)
         if return_cov:
             return self._predict_cov(X, container, latent, noise_variance)
         if not return_std:
@@ -419,6 +438,8 @@ class GPRegressor(RegressorMixin, BaseGP):
         Rasmussen and Williams (2006), eq. 5.12, for Gaussian noise; the site cavity otherwise.
         """
         check_is_fitted(self, "posterior_")
+        if self._rows.orders is not None:
+            raise ValueError("loo_predict knows values of y only, and this model was fitted to derivatives too.")
         m, v = self._loo_marginals()
         if not latent and return_std:
             known = self._rows.side.get("noise_variance")

@@ -23,6 +23,7 @@ from gpytorch.kernels import (
 )
 
 from mercer.kernels.adapt import prepare
+from mercer.kernels.derivative_rows import DerivativeRows, derivative_rows
 from mercer.kernels.derivatives import derivative_gram, derivative_leaf, has_derivatives
 from mercer.kernels.evaluate import diag, gram
 from mercer.kernels.factories import (
@@ -51,6 +52,7 @@ __all__ = [
     "Constant",
     "ConstantKernel",
     "CosineKernel",
+    "DerivativeRows",
     "Functional",
     "GaussianMixture",
     "Kernel",
@@ -76,6 +78,7 @@ __all__ = [
     "Term",
     "derivative_gram",
     "derivative_leaf",
+    "derivative_rows",
     "describe",
     "diag",
     "find_frequencies",

@@ -47,6 +47,7 @@ def hyperparameters(module: gpytorch.Module) -> list[Hyperparameter]:
         ``log_prior`` evaluates the gpytorch prior registered for it at its present value, in nats.
     """
     found = []
+    module = unwrapped(module)
     for path, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -56,6 +57,11 @@ def hyperparameters(module: gpytorch.Module) -> list[Hyperparameter]:
         constraint = getattr(owner, f"{leaf}_constraint", None)
         found.append(_hyperparameter(name, parameter, constraint, _log_prior(owner, leaf)))
     return found
+
+
+def unwrapped(module: gpytorch.Module) -> gpytorch.Module:
+    """Return the kernel or mean of f, where ``module`` is that of rows that observe derivatives too."""
+    return getattr(module, "wrapped", module)
 
 
 def inverse_softplus(value: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from gpytorch.kernels import (
 from torch import Tensor
 
 from mercer.kernels.adapt import has_amplitude
+from mercer.kernels.hyperparameters import unwrapped
 from mercer.kernels.mixture import MixtureKernel
 from mercer.kernels.params import assign, is_unset, parameter_value
 
@@ -94,7 +95,7 @@ def rescale(kernel: Kernel, input_scale: Tensor, output_scale: float, *, skip: C
         Names of kernels without a rule, left in the old units.
     """
     scale = torch.as_tensor(input_scale, dtype=torch.float64).detach().cpu()
-    return _rescale(kernel, scale, float(output_scale) ** 2, skip)
+    return _rescale(unwrapped(kernel), scale, float(output_scale) ** 2, skip)
 
 
 @singledispatch

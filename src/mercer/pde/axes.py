@@ -47,10 +47,6 @@ class Axis:
         if not has_derivatives(kernel):
             raise TypeError(f"kernel {type(kernel).__name__} has no rule for derivatives; use GaussianMixture or RBF.")
         self.nodes, self.kernel = nodes, kernel
-        spacing = nodes.diff()
-        step = (nodes[-1] - nodes[0]) / (len(nodes) - 1)
-        even = bool((spacing - step).abs().max() <= _UNIFORM * step.abs())
-        self._toeplitz = even and bool(getattr(kernel, "is_stationary", False))
         self._known: dict[int, Tensor] = {}
         with torch.no_grad():
             K = self.gram(0)
@@ -68,15 +64,7 @@ class Axis:
 
     def gram(self, order: int) -> Tensor:
         """Return Cov(∂ⁿ u(x_i), u(x_j)) at the nodes, (N, N), differentiable in the hyperparameters."""
-        x = self.nodes[:, None]
-        if not self._toeplitz:
-            return derivative_gram(self.kernel, x, x, (order,), (0,))
-        # as many numbers as there are lags; those below zero have the sign (−1)ⁿ
-        lags = derivative_gram(self.kernel, x - x[:1], torch.zeros_like(x[:1]), (order,), (0,))[:, 0]
-        place = torch.arange(len(x), device=x.device)
-        lag = place[:, None] - place
-        K = lags[lag.abs()]
-        return K * lag.sign() if order % 2 else K
+        return node_gram(self.kernel, self.nodes, order)
 
     def cross(self, points: Tensor, order: int) -> Tensor:
         """Return Cov(∂ⁿ u(x*_i), u(x_j)) for points (M,), (M, N)."""
@@ -93,6 +81,24 @@ class Axis:
         return self._known[order]
 
 
+def node_gram(kernel: Kernel, nodes: Tensor, order: int) -> Tensor:
+    """Return Cov(∂ⁿ u(x_i), u(x_j)) at nodes (N,), (N, N); of a stationary kernel at even nodes from N lags."""
+    x, spacing = nodes[:, None], nodes.diff()
+    step = (nodes[-1] - nodes[0]) / (len(nodes) - 1)
+    even = bool((spacing - step).abs().max() <= _UNIFORM * step.abs())
+    if not even or not bool(getattr(kernel, "is_stationary", False)):
+        return derivative_gram(kernel, x, x, (order,), (0,))
+    lags = derivative_gram(kernel, x - x[:1], torch.zeros_like(x[:1]), (order,), (0,))[:, 0]
+    return toeplitz(lags, order)
+
+
+def toeplitz(lags: Tensor, order: int) -> Tensor:
+    """Return the matrix of a covariance's n-th derivative from its values at lags 0, h, 2h, …: (−1)ⁿ below zero."""
+    place = torch.arange(len(lags), device=lags.device)
+    lag = place[:, None] - place
+    return lags[lag.abs()] * lag.sign() if order % 2 else lags[lag.abs()]
+
+
 class Interpolant:
     """A function on a box from its values on a grid, with the nugget that predicts them best.
 
@@ -100,11 +106,12 @@ class Interpolant:
     ----------
     axes : sequence of D Axis
     values : (N_1, …, N_D)
+    nuggets : sequence of D floats, optional
+        Relative to k(0); by leave-one-out along each axis if not given.
 
     Attributes
     ----------
     nuggets : tuple of float
-        One per axis, relative to k(0), by leave-one-out along that axis.
 
     Notes
     -----
@@ -113,9 +120,12 @@ class Interpolant:
     """
 
     @torch.no_grad()
-    def __init__(self, axes: Sequence[Axis], values: Tensor):
+    def __init__(self, axes: Sequence[Axis], values: Tensor, nuggets: Sequence[float] | None = None):
         self.axes, self.values = tuple(axes), values
-        self._bases = [_smoother(axis, values.movedim(j, 0).reshape(len(axis), -1)) for j, axis in enumerate(axes)]
+        given = [None] * len(self.axes) if nuggets is None else nuggets
+        self._bases = [
+            _smoother(axis, values.movedim(j, 0).reshape(len(axis), -1), given[j]) for j, axis in enumerate(axes)
+        ]
         self.nuggets = tuple(float(basis.nugget / axis.scale) for axis, basis in zip(axes, self._bases, strict=True))
 
     @torch.no_grad()
@@ -159,13 +169,15 @@ class _Smoother(NamedTuple):
     nugget: Tensor
 
 
-def _smoother(axis: Axis, columns: Tensor) -> _Smoother:
-    """Choose η by the leave-one-out error of columns of values (N, m).
+def _smoother(axis: Axis, columns: Tensor, given: float | None) -> _Smoother:
+    """Choose η, unless given, by the leave-one-out error of columns of values (N, m).
 
     With one value left out its error is [C⁻¹u]_i / [C⁻¹]_ii. Ends are not counted: there it would be extrapolation.
     """
     values, vectors = torch.linalg.eigh(axis.gram(0))
     values = values.clamp_min(0.0)
+    if given is not None:
+        return _Smoother(values, vectors, values.new_tensor(given * axis.scale))
     turned = vectors.mT @ columns[:, :: max(1, columns.shape[1] // _COLUMNS)]
     ladder = _NUGGETS.to(values) * axis.scale
     losses = []

@@ -124,11 +124,9 @@ def condition_sides(condition: Any, domain: Box, axes: Sequence[Axis]) -> list[S
 
 @condition_sides.register
 def _(condition: Robin, domain: Box, axes: Sequence[Axis]) -> list[Side]:
-    across = [j for j, name in enumerate(domain.names) if name != "t"]
-    faces = domain.faces(across) if condition.where == "boundary" else [domain.face(condition.where)]
     target = _targets(condition, domain, axes)
     found, start = [], 0
-    for j, upper in faces:
+    for j, upper in condition.faces(domain):
         shape = _across(axes, j)
         node = len(axes[j]) - 1 if upper else 0
         row = (condition.b if upper else -condition.b) * axes[j].derivative(1)[node]

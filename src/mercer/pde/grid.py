@@ -1,0 +1,258 @@
+"""Differential equations on a grid of nodes: a point, not a posterior.
+
+``solve_grid`` looks for grid values whose interpolant fulfils the equation at the nodes. Small grids are least squares
+with kernels that can be learned (`projection`), large ones are Newton's method in the limit of exact equations
+(`grid_newton`), and ``compat=True`` is the published training on a penalty (`published`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mercer.kernels import Kernel, StudentMixture
+from mercer.linalg.cholesky import Solution
+from mercer.linalg.kronecker import kron_whiten
+from mercer.pde.axes import Axis, Interpolant
+from mercer.pde.equation import PDE
+from mercer.pde.grid_equation import GridEquation
+from mercer.pde.grid_kernels import kernels_of_data, kernels_of_solution
+from mercer.pde.grid_newton import newton
+from mercer.pde.projection import Projection
+from mercer.pde.published import JITTER, Parameters, Published, train
+from mercer.pde.sides import Elimination, Side, condition_sides
+
+SMALL = 1000  # nodes in all up to which kernels are learned; each evaluation costs N³
+_ENOUGH = 1e-6  # shifted residual below which nothing is learned
+
+
+@dataclass(frozen=True)
+class GridSolution:
+    """Grid values and their interpolant: a point estimate.
+
+    Attributes
+    ----------
+    axes : tuple of D Axis
+        Nodes and kernels.
+    values : (N_1, …, N_D)
+        u at the nodes.
+    status : str
+        "ok", or why the search ended before it had converged.
+    trace : list of float
+        Rms residual at the nodes after each step, in units of f; with ``compat=True`` the objective in nats.
+    report : dict
+        ``method``, ``shifted_residual`` (rms at cell centres beside the largest term), ``nuggets`` of predictions, and
+        what the solver that ran has to say.
+    """
+
+    axes: tuple[Axis, ...]
+    values: Tensor
+    interpolant: Interpolant
+    status: str
+    trace: list[float]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def mean(self, X: Tensor, index: Sequence[int] | None = None) -> Tensor:
+        """Return u, or ∂^index u, at points X (n, D), (n,)."""
+        return self.interpolant.at(X, (0,) * len(self.axes) if index is None else index)
+
+    def mean_on(self, points: Sequence[Tensor], index: Sequence[int] | None = None) -> Tensor:
+        """Return the same on the product of points along each axis, (M_1, …, M_D)."""
+        return self.interpolant.on(points, (0,) * len(self.axes) if index is None else index)
+
+    def std(self, X: Tensor) -> NoReturn:
+        """Raise: a grid solution has no posterior."""
+        raise NotImplementedError(
+            "method 'grid' returns a point, and no standard deviation; use method='features' or 'dense', whose "
+            "posterior is that of the equation (of its last linearisation, Laplace's, where it is not linear)."
+        )
+
+
+def solve_grid(
+    pde: PDE,
+    conditions: Sequence[Any],
+    kernels: Sequence[Kernel] | None,
+    shape: int | Sequence[int],
+    *,
+    compat: bool = False,
+    spectrum: str = "student",
+    max_iter: int | None = None,
+    seconds: float | None = None,
+    frequency_scale: float | None = None,
+    n_components: int = 30,
+    boundary_weight: float | None = None,
+    device: torch.device | None = None,
+    on_iteration: Callable[[int, Callable[[], GridSolution]], None] | None = None,
+) -> GridSolution:
+    """Solve an equation on a grid.
+
+    Parameters
+    ----------
+    pde : PDE
+        Of one field and one equation, linear or not, without unknown coefficients.
+    conditions : sequence of Dirichlet, Neumann, Robin, Initial, Periodic
+    kernels : sequence of D gpytorch Kernel of one column, or None
+        One per axis, copied; None takes mixtures with the frequencies of the forcing and of the conditions.
+        ``compat=True`` has its own.
+    shape : int or D integers
+        Nodes along each axis, ends included.
+    compat : bool
+        The published solver: everything trained together by Adam at 0.01.
+    spectrum : {"student", "gaussian"}
+        Lines of the mixtures.
+    max_iter : int, optional
+        Iterations of L-BFGS on the kernels of a small grid (default 20; 0 learns nothing), or steps of Adam (10⁵).
+    seconds : float, optional
+        Wall time after which no iteration is begun.
+    frequency_scale : float, optional
+        Largest frequency at the start of ``compat=True``, in cycles per unit of X; 20 by default.
+    n_components : int
+        Lines per axis of ``compat=True``.
+    boundary_weight : float, optional
+        λ_b of the conditions; 1, or 200 for ``compat=True``.
+    device : torch.device, optional
+    on_iteration : callable, optional
+        With ``compat=True``: called with the number of steps and a function that makes the present solution; its time
+        does not count.
+
+    Returns
+    -------
+    GridSolution
+
+    Raises
+    ------
+    ValueError
+        A system, unknown coefficients, conditions that a grid cannot use, or more than one kernel per axis.
+    NotPositiveDefiniteError
+        A kernel is too smooth for so many nodes.
+
+    Notes
+    -----
+    Small grids cost O(N³) per evaluation, large ones O(Σ N_j³ + N Σ N_j) per product. Of the kernels before and after
+    learning those are kept whose residual at cell centres, where the equation was not asked for, is smaller.
+    """
+    domain = pde.domain
+    equation = GridEquation(pde, domain.axes(shape, device))
+    if compat:
+        return _published(
+            equation,
+            Published(equation, conditions, spectrum, 200.0 if boundary_weight is None else boundary_weight),
+            max_iter=100_000 if max_iter is None else max_iter,
+            seconds=seconds,
+            frequency_scale=20.0 if frequency_scale is None else frequency_scale,
+            n_components=n_components,
+            on_iteration=on_iteration,
+        )
+    deadline = None if seconds is None else time.perf_counter() + seconds
+    found = kernels
+    if found is None:
+        rough = _sides(pde, conditions, [Axis(x, _any_kernel(x)) for x in equation.nodes])
+        found = kernels_of_data(equation, rough, spectrum)
+    if len(found) != len(equation.shape):
+        raise ValueError(f"a grid needs one kernel per axis, {len(equation.shape)}, got {len(found)}.")
+    found = [deepcopy(kernel) for kernel in found]
+    small = equation.size <= SMALL
+    weight = 1.0 if boundary_weight is None else boundary_weight
+    best = _solved(equation, conditions, found, None, small, weight, deadline)
+    if kernels is None and not pde.linear:
+        # waves of a non-linear equation's solution are not those of its forcing
+        seen = kernels_of_solution(equation.nodes, best.values, spectrum)
+        best = _better(best, _solved(equation, conditions, seen, best.values, small, weight, deadline))
+    iterations = 20 if max_iter is None else max_iter
+    if small and iterations and best.report["shifted_residual"] > _ENOUGH:
+        learned = [deepcopy(axis.kernel) for axis in best.axes]
+        sides = _sides(pde, conditions, best.axes)
+        projection = Projection(equation, Elimination(equation.shape, sides), learned, weight)
+        search = projection.learn(iterations, deadline)
+        trial = _solved(equation, conditions, learned, best.values, small, weight, deadline)
+        best = _better(best, trial)
+        best.report.update(search=search, learned=best is trial)
+    return best
+
+
+def _solved(
+    equation: GridEquation,
+    conditions: Sequence[Any],
+    kernels: Sequence[Kernel],
+    start: Tensor | None,
+    small: bool,
+    weight: float,
+    deadline: float | None,
+) -> GridSolution:
+    """Solve for given kernels: least squares, or Newton's method where there are too many nodes for it."""
+    axes = tuple(Axis(x, kernel) for x, kernel in zip(equation.nodes, kernels, strict=True))
+    elimination = Elimination(equation.shape, _sides(equation.pde, conditions, axes))
+    if small:
+        white = None if start is None else kron_whiten([axis.factor for axis in axes], start).reshape(-1)
+        done: Solution = Projection(equation, elimination, kernels, weight).solve(start=white)
+        method = "variable projection"
+        facts = {name: float(done.stats[name]) for name in ("log_tau", "log_v", "objective")}
+        facts["capped"] = done.stats["capped"]
+    else:
+        done = newton(equation, axes, elimination, start=start, deadline=deadline)
+        method = "Newton"
+        facts = {"linear_iterations": done.stats["linear_iterations"]}
+    return _solution(equation, axes, done.value, done.status, done.stats["trace"], {"method": method, **facts})
+
+
+def _solution(
+    equation: GridEquation,
+    axes: Sequence[Axis],
+    U: Tensor,
+    status: str,
+    trace: list[float],
+    facts: dict[str, Any],
+    nuggets: Sequence[float] | None = None,
+) -> GridSolution:
+    interpolant = Interpolant(axes, U, nuggets)
+    facts["shifted_residual"] = equation.shifted_residual(interpolant)
+    facts["nuggets"] = interpolant.nuggets
+    return GridSolution(tuple(axes), U, interpolant, status, trace, facts)
+
+
+def _better(first: GridSolution, second: GridSolution) -> GridSolution:
+    return second if second.report["shifted_residual"] < first.report["shifted_residual"] else first
+
+
+def _sides(pde: PDE, conditions: Sequence[Any], axes: Sequence[Axis]) -> list[Side]:
+    return [side for condition in conditions for side in condition_sides(condition, pde.domain, axes)]
+
+
+def _any_kernel(nodes: Tensor) -> Kernel:
+    """Return some kernel: targets of sides do not depend on it."""
+    length = float(nodes[-1] - nodes[0])
+    return StudentMixture(weight=[1.0], lengthscale=[length / 2], frequency=[0.0])
+
+
+def _published(
+    equation: GridEquation,
+    objective: Published,
+    *,
+    on_iteration: Callable[[int, Callable[[], GridSolution]], None] | None,
+    **options: Any,
+) -> GridSolution:
+    def solution(parameters: Parameters, trace: list[tuple[int, float]], status: str, step: int) -> GridSolution:
+        kernels = [parameters.kernel(j, objective.spectrum) for j in range(len(equation.shape))]
+        axes = [Axis(x, kernel, JITTER) for x, kernel in zip(equation.nodes, kernels, strict=True)]
+        facts = {
+            "method": "published",
+            "n_iter": step,
+            "log_tau": float(parameters.log_tau.detach()),
+            "log_v": float(parameters.log_v.detach()),
+        }
+        values = [value for _, value in trace]
+        nuggets = [JITTER / axis.scale for axis in axes]
+        return _solution(equation, axes, parameters.U.detach().clone(), status, values, facts, nuggets)
+
+    def report(step: int, parameters: Parameters) -> None:
+        if on_iteration is not None:
+            on_iteration(step, lambda: solution(parameters, [], "running", step))
+
+    done = train(objective, on_iteration=report, **options)
+    return solution(done.parameters, done.trace, done.status, done.n_iter)

@@ -24,6 +24,7 @@ from mercer.kernels import (
     set_kernel_param,
     to_model_units,
 )
+from mercer.kernels import mixture as mixture_module
 from mercer.kernels import mixture_gram as module
 from mercer.kernels.mixture_gram import mixture_gram
 from mercer.testing import check_kernel
@@ -144,6 +145,30 @@ def test_blocks_do_not_change_the_answer(monkeypatch):
     monkeypatch.setitem(module._CACHE_ELEMENTS, "cpu", 20)
     for by_blocks, value in zip(evaluate(), whole, strict=True):
         torch.testing.assert_close(by_blocks, value, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("n", range(5))
+def test_a_uniform_grid_is_evaluated_at_its_lags(spectrum, n, monkeypatch):
+    kernel = one_column(spectrum)
+    X = torch.linspace(3, 5, 50, dtype=torch.float64)[:, None]
+    K = derivative_gram(kernel, X, X, (n,), (0,))
+    weight = torch.linspace(-1, 2, K.numel(), dtype=torch.float64).reshape(K.shape)
+    gradient = torch.autograd.grad((K * weight).sum(), list(kernel.parameters()))
+    other = derivative_gram(kernel, X, X.clone(), (n,), (0,))
+    size = other.abs().max().item()
+    torch.testing.assert_close(K, other, rtol=0, atol=1e-12 * size)
+    expected = torch.autograd.grad((other * weight).sum(), list(kernel.parameters()))
+    for mine, one in zip(gradient, expected, strict=True):
+        torch.testing.assert_close(mine, one, rtol=0, atol=1e-11 * max(size, one.abs().max().item()))
+    sizes = []
+    for owner in (module, mixture_module):
+        monkeypatch.setattr(owner, "mixture_gram", lambda *a: sizes.append(len(a[1])) or mixture_gram(*a))
+    derivative_gram(kernel, X, X, (n,), (0,))
+    assert sizes == [99]
+    almost = torch.cat([X[:-1], X[-1:] + 1e-9])
+    derivative_gram(kernel, almost, almost, (n,), (0,))
+    assert sizes == [99, 50]  # what is not uniform is not taken for it
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)

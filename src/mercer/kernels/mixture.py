@@ -21,7 +21,7 @@ from gpytorch.constraints import Positive
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from mercer.kernels.mixture_gram import mixture_gram
+from mercer.kernels.mixture_gram import mixture_gram, toeplitz_gram
 from mercer.kernels.params import assign, is_unset, parameter_value
 
 SPECTRA = ("gaussian", "student")
@@ -180,7 +180,9 @@ class MixtureKernel(Kernel):
         shape = (-1, seen)
         ell = self.lengthscale.to(x1).expand(*shape)
         frequency = self.frequency.to(x1).expand(*shape) if self.raw_frequency.numel() else None
-        return mixture_gram(self.spectrum, x1, x2, self.weight.to(x1), ell, frequency, orders)
+        parameters = (self.weight.to(x1), ell, frequency)
+        grid = toeplitz_gram(self.spectrum, x1, *parameters, orders=orders) if x1 is x2 else None
+        return mixture_gram(self.spectrum, x1, x2, *parameters, orders) if grid is None else grid
 
 
 def GaussianMixture(n_components: int | None = None, **values: Any) -> MixtureKernel:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 # Elements of one temporary: small enough for the last-level cache of a CPU, large enough for a GPU
 _CACHE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
+_LEAST_GRID = 32  # rows; of fewer the matrix is made as fast as the lags
 HIGHEST_ORDER: dict[str, float] = {"gaussian": math.inf, "student": 4}
 
 
@@ -59,6 +60,32 @@ def mixture_gram(
     flat = [(X - centre).expand(*batch, *X.shape[-2:]).reshape(-1, *X.shape[-2:]) for X in (X1, X2)]
     values = _MixtureGram.apply(spectrum, tuple(orders), *flat, weight, lengthscale, frequency)
     return values.reshape(*batch, X1.shape[-2], X2.shape[-2])
+
+
+def toeplitz_gram(spectrum: str, X: Tensor, *parameters: Tensor | None, orders: Sequence[int]) -> Tensor | None:
+    """Return `mixture_gram` of a uniform grid with itself from its 2n − 1 lags, or None where X is no such grid.
+
+    Parameters
+    ----------
+    X : (n, 1)
+        A grid where its rows are uniform to the last digits; gradients in X are not wanted.
+    parameters : weight, lengthscale, frequency
+    orders : sequence of one integer
+    """
+    n = len(X)
+    if X.dim() != 2 or X.shape[1] != 1 or n < _LEAST_GRID or X.requires_grad:
+        return None
+    step = (X[-1] - X[0]) / (n - 1)
+    index = torch.arange(1 - n, n, device=X.device).to(X).unsqueeze(-1)
+    rounding = 8 * torch.finfo(X.dtype).eps * X.abs().max()
+    if bool((X - X[0] - step * index[n - 1 :]).abs().max() > rounding) or float(step) == 0:
+        return None
+    weight, lengthscale, frequency = parameters
+    assert weight is not None and lengthscale is not None
+    zero = torch.zeros_like(X[:1])
+    lags = mixture_gram(spectrum, step * index, zero, weight, lengthscale, frequency, orders)[:, 0]
+    # K[i, j] = κ((i − j) step), which is lag n − 1 + i − j
+    return lags.unfold(0, n, 1).flip(1)
 
 
 def windows(spectrum: str, d: Tensor, lengthscale: Tensor, top: int) -> list[Tensor]:

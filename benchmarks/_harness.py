@@ -190,4 +190,4 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 def finish(values: Mapping[str, float]) -> None:
     """Print the measured values as one JSON object, the last line of the script."""
-    print(json.dumps({name: round(float(value), 6) for name, value in values.items()}), flush=True)
+    print(json.dumps({name: float(f"{float(value):.6g}") for name, value in values.items()}), flush=True)

@@ -251,3 +251,20 @@ def test_what_a_grid_does_not_do_is_refused():
     pde, conditions, _ = poisson()
     with pytest.raises(ValueError, match="one kernel per axis"):
         solve_grid(pde, conditions, [], 10)
+
+
+def test_three_dimensions_that_are_not_linear():
+    domain = Box(x=(0, 1), y=(0, 1), t=(0, 1))
+
+    def u(x, y, t):
+        return torch.sin(3 * x) * torch.cos(2 * y) * torch.exp(-t)
+
+    def rhs(x, y, t):
+        return (-1 + 13 * 0.1) * u(x, y, t) + u(x, y, t) ** 3
+
+    pde = PDE(lambda p, u, d, c: d("t") - 0.1 * (d("xx") + d("yy")) + u**3, domain, rhs=rhs)
+    conditions = [Dirichlet("boundary", u), Initial(lambda x, y: u(x, y, 0 * x))]
+    found = solve_grid(pde, conditions, None, (16, 14, 14), spectrum="gaussian")
+    X = domain.scattered(40)
+    torch.testing.assert_close(found.mean(X), u(*X.unbind(1)), rtol=0, atol=2e-4)
+    assert found.status == "ok" and found.report["method"] == "Newton"

@@ -90,7 +90,7 @@ def test_training_starts_where_the_reference_does():
     torch.testing.assert_close(start.log_weight[0].exp().sum(), torch.tensor(1.0, dtype=torch.float64))
     kernel = start.kernel(0, "student")
     torch.testing.assert_close(kernel.lengthscale, torch.ones(5, 1, dtype=torch.float64))
-    assert float(start.kernel(0, "gaussian").lengthscale[0, 0]) == pytest.approx(math.sqrt(0.5))
+    assert start.kernel(0, "gaussian").lengthscale[0, 0].item() == pytest.approx(math.sqrt(0.5))
 
 
 def poisson():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mercer.kernels import GaussianMixture, Linear, StudentMixture
+from mercer.kernels import GaussianMixture, Linear, StudentMixture, derivative_gram
 from mercer.pde.axes import Axis, Interpolant
 from mercer.pde.conditions import Dirichlet, Initial, Neumann, Periodic, Robin
 from mercer.pde.domain import Box
@@ -260,3 +260,55 @@ def test_uneven_nodes_and_kernels_that_are_not_stationary_are_evaluated_in_full(
 def test_the_nugget_is_raised_until_the_axis_can_be_factored():
     smooth = GaussianMixture(weight=[1.0], lengthscale=3.0, frequency=[0.0])
     assert Axis(points(0, 1, 60), smooth, 1e-18).nugget > 1e-18
+
+
+@pytest.mark.parametrize(("shape", "index"), [((7, 6), (2, 0)), ((7, 6), (1, 1)), ((4, 3, 5), (0, 1, 2))])
+def test_derivatives_and_predictions_are_those_of_the_dense_covariance(shape, index):
+    domain = Box(**{name: (0.0, 1.0) for name in "xyz"[: len(shape)]})
+    axes, nugget = axes_of(domain, shape, ell=0.4, nugget=1e-6), 1e-3
+    u = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    X, new = domain.nodes(shape), domain.scattered(11)
+    kernels = [axis.kernel for axis in axes]
+
+    def dense(left, right, orders):
+        """Covariance of ∂^orders at the rows of one with values at those of the other, pair by pair."""
+        value = 1.0
+        for j, order in enumerate(orders):
+            value = (
+                value * derivative_gram(kernels[j], left[:, j : j + 1], right[:, j : j + 1], (order,), (0,)).detach()
+            )
+        return value
+
+    def whole(matrices):
+        found = matrices[0]
+        for matrix in matrices[1:]:
+            found = torch.kron(found, matrix)
+        return found
+
+    # predictions have a nugget of their own in every factor
+    C = whole([axis.gram(0).detach() + nugget * axis.scale * torch.eye(len(axis)).double() for axis in axes])
+    expected = dense(new, X, index) @ torch.linalg.solve(C, u.reshape(-1))
+    interpolant = Interpolant(axes, u, [nugget] * len(axes))
+    assert interpolant.nuggets == pytest.approx([nugget] * len(axes))
+    torch.testing.assert_close(interpolant.at(new, index), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+    # at the nodes: the short form, derivatives of the interpolant along their own axes alone
+    eye = [torch.eye(n, dtype=torch.float64) for n in shape]
+    factors = [axis.gram(0).detach() + 1e-6 * axis.scale * e for axis, e in zip(axes, eye, strict=True)]
+    short = [
+        axis.gram(order).detach() @ torch.linalg.inv(factor) if order else e
+        for axis, factor, order, e in zip(axes, factors, index, eye, strict=True)
+    ]
+    expected = (whole(short) @ u.reshape(-1)).reshape(shape)
+    torch.testing.assert_close(differentiate(axes, u, index), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+
+
+def test_three_dimensions():
+    domain = Box(x=(0, 1), y=(0, 1), z=(0, 1))
+    axes = axes_of(domain, (16, 14, 15), spectrum=GaussianMixture, frequency=[0.0, 1.0], ell=0.5)
+    X, Y, Z = mesh(axes)
+    u = torch.sin(5 * X) * torch.cos(4 * Y) * torch.exp(Z)
+    done = solve_sylvester(axes, laplace(axes, 2.0), -38 * u, everywhere(domain, axes, u))
+    assert done.stats["residual"] < 1e-10 and relative(done.value, u) < 1e-5
+    new = domain.scattered(30)
+    expected = torch.sin(5 * new[:, 0]) * torch.cos(4 * new[:, 1]) * torch.exp(new[:, 2])
+    assert relative(done.stats["interpolant"].at(new, (0, 0, 0)), expected) < 1e-5

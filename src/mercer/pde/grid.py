@@ -22,7 +22,7 @@ from mercer.linalg.kronecker import kron_whiten
 from mercer.pde.axes import Axis, Interpolant
 from mercer.pde.equation import PDE
 from mercer.pde.grid_equation import GridEquation
-from mercer.pde.grid_kernels import kernels_of_data, kernels_of_solution
+from mercer.pde.grid_kernels import alike, kernels_of_data, kernels_of_solution
 from mercer.pde.grid_newton import newton
 from mercer.pde.projection import Projection
 from mercer.pde.published import JITTER, Parameters, Published, train
@@ -150,20 +150,21 @@ def solve_grid(
             on_iteration=on_iteration,
         )
     deadline = None if seconds is None else time.perf_counter() + seconds
-    found = kernels
-    if found is None:
-        rough = _sides(pde, conditions, [Axis(x, _any_kernel(x)) for x in equation.nodes])
-        found = kernels_of_data(equation, rough, spectrum)
-    if len(found) != len(equation.shape):
-        raise ValueError(f"a grid needs one kernel per axis, {len(equation.shape)}, got {len(found)}.")
-    found = [deepcopy(kernel) for kernel in found]
     small = equation.size <= SMALL
     weight = 1.0 if boundary_weight is None else boundary_weight
-    best = _solved(equation, conditions, found, None, small, weight, deadline)
-    if kernels is None and not pde.linear:
-        # waves of a non-linear equation's solution are not those of its forcing
-        seen = kernels_of_solution(equation.nodes, best.values, spectrum)
-        best = _better(best, _solved(equation, conditions, seen, best.values, small, weight, deadline))
+    if kernels is None:
+        rough = _sides(pde, conditions, [Axis(x, _any_kernel(x)) for x in equation.nodes])
+        forced = kernels_of_data(equation, rough, spectrum)
+        best = _solved(equation, conditions, forced, None, small, weight, deadline)
+        # waves of a non-linear equation's solution need not be those of its forcing
+        seen = forced if pde.linear else kernels_of_solution(equation.nodes, best.values, spectrum)
+        if not alike(seen, forced, equation.nodes):
+            best = _better(best, _solved(equation, conditions, seen, best.values, small, weight, deadline))
+    elif len(kernels) == len(equation.shape):
+        copies = [deepcopy(kernel) for kernel in kernels]
+        best = _solved(equation, conditions, copies, None, small, weight, deadline)
+    else:
+        raise ValueError(f"a grid needs one kernel per axis, {len(equation.shape)}, got {len(kernels)}.")
     iterations = 20 if max_iter is None else max_iter
     if small and iterations and best.report["shifted_residual"] > _ENOUGH:
         learned = [deepcopy(axis.kernel) for axis in best.axes]

@@ -14,8 +14,10 @@ from mercer.pde.grid_equation import GridEquation
 from mercer.pde.sides import Side
 
 _WEAKEST = 1e-7  # amplitude of a wave of u beside the strongest
+_ROUGH = 1e-3
 _ACCURATE = 1e-5  # how far a first solution is trusted
 _APART = 0.3  # cycles over an axis: nearer frequencies are one line
+_SAME = 0.01
 _COLUMNS = 16  # of data on a side that are looked at
 _MOST = 12  # waves along an axis
 
@@ -31,19 +33,19 @@ def kernels_of_data(equation: GridEquation, sides: Sequence[Side], spectrum: str
     zeros = [torch.zeros_like(equation.rhs) for _ in equation.indices]
     _, forcing = equation.linearise(zeros)
     if bool(forcing.any()):
-        frequencies, amplitude = _waves(equation.nodes, forcing)
+        # the forcing of a non-linear equation has faint waves that are its own, and the solution is looked at later
+        frequencies, amplitude = _waves(equation.nodes, forcing, _WEAKEST if equation.pde.linear else _ROUGH)
         slopes, _ = equation.pde.jacobian(equation.X, [zero.reshape(-1) for zero in zeros])
         response = equation.pde.symbol(frequencies, slopes).abs()
         size = amplitude / response.clamp_min(1e-300)
         kept = frequencies[size >= _WEAKEST * size.max()] if len(size) else frequencies
         for j in range(n_axes):
             found[j].append(kept[:, j])
-    for side in sides:
-        for k in range(n_axes):
-            if k != side.axis and bool(side.target.any()):
-                columns = side.target.movedim(k, 0).reshape(equation.shape[k], -1)
-                columns = columns[:, :: max(1, columns.shape[1] // _COLUMNS)]
-                found[k].append(find_frequencies(equation.nodes[k], columns)[0])
+    for k in range(n_axes):
+        across = [side.target.movedim(k, 0).reshape(equation.shape[k], -1) for side in sides if side.axis != k]
+        if across:
+            columns = torch.cat([columns[:, :: max(1, columns.shape[1] // _COLUMNS)] for columns in across], 1)
+            found[k].append(find_frequencies(equation.nodes[k], columns, _MOST)[0])
     return [
         _kernel(x, torch.cat([x.new_zeros(1), *lines]), spectrum)
         for x, lines in zip(equation.nodes, found, strict=True)
@@ -56,7 +58,16 @@ def kernels_of_solution(nodes: Sequence[Tensor], U: Tensor, spectrum: str) -> li
     return [_kernel(x, torch.cat([x.new_zeros(1), frequencies[:, j]]), spectrum) for j, x in enumerate(nodes)]
 
 
-def _waves(nodes: Sequence[Tensor], values: Tensor, tol: float = _WEAKEST) -> tuple[Tensor, Tensor]:
+def alike(first: Sequence[MixtureKernel], second: Sequence[MixtureKernel], nodes: Sequence[Tensor]) -> bool:
+    """Say whether two sets of mixtures have the same lines, to a small part of a cycle over each axis."""
+    for one, other, x in zip(first, second, nodes, strict=True):
+        here, there = one.frequency.detach(), other.frequency.detach()
+        if here.shape != there.shape or bool((here - there).abs().max() * (x[-1] - x[0]) > _SAME):
+            return False
+    return True
+
+
+def _waves(nodes: Sequence[Tensor], values: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """Return frequencies (k, D) and amplitudes (k,) of values on a grid."""
     if len(nodes) > 1:
         return find_frequencies_grid(nodes, values, tol=tol, most_per_axis=_MOST)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from mercer.kernels import GaussianMixture, StudentMixture
+from mercer.linalg.cholesky import Solution
+from mercer.linalg.gmres import gmres
 from mercer.pde.axes import Axis
 from mercer.pde.conditions import Dirichlet, Initial, Neumann, Periodic
 from mercer.pde.domain import Box
@@ -268,3 +270,17 @@ def test_three_dimensions_that_are_not_linear():
     X = domain.scattered(40)
     torch.testing.assert_close(found.mean(X), u(*X.unbind(1)), rtol=0, atol=2e-4)
     assert found.status == "ok" and found.report["method"] == "Newton"
+
+
+def test_a_linear_solve_that_leads_nowhere_ends_newtons_method(monkeypatch):
+    pde, conditions, _ = allen_cahn()
+    hopeless = Solution(torch.zeros(30, 30, dtype=torch.float64), "not converged", {"iterations": 60, "residual": 0.9})
+    taken = []
+
+    def solve(product, rhs, inverse, **options):
+        taken.append(rhs)
+        return gmres(product, rhs, inverse, **options) if len(taken) == 1 else hopeless
+
+    monkeypatch.setattr("mercer.pde.grid_newton.gmres", solve)
+    found = solve_grid(pde, conditions, None, (40, 40))
+    assert found.status == "stalled" and len(taken) == 2 and len(found.trace) == 1

@@ -134,8 +134,10 @@ def solve_grid(
 
     Notes
     -----
-    Small grids cost O(N³) per evaluation, large ones O(Σ N_j³ + N Σ N_j) per product. Of the kernels before and after
-    learning those are kept whose residual at cell centres, where the equation was not asked for, is smaller.
+    Student-t lines are the safer ones: many nodes under a smooth kernel make covariances of low rank, and
+    differentiation matrices that know nothing of the rest. Small grids cost O(N³) per evaluation, large ones O(Σ
+    N_j³ + N Σ N_j) per product. Of the kernels before and after learning those are kept whose residual at cell
+    centres, where the equation was not asked for, is smaller.
     """
     domain = pde.domain
     equation = GridEquation(pde, domain.axes(shape, device))
@@ -157,7 +159,8 @@ def solve_grid(
         forced = kernels_of_data(equation, rough, spectrum)
         best = _solved(equation, conditions, forced, None, small, weight, deadline)
         # waves of a non-linear equation's solution need not be those of its forcing
-        seen = forced if pde.linear else kernels_of_solution(equation.nodes, best.values, spectrum)
+        look = best.status == "ok" and not pde.linear
+        seen = kernels_of_solution(equation.nodes, best.values, spectrum) if look else forced
         if not alike(seen, forced, equation.nodes):
             best = _better(best, _solved(equation, conditions, seen, best.values, small, weight, deadline))
     elif len(kernels) == len(equation.shape):

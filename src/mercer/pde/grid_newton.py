@@ -21,6 +21,8 @@ from mercer.pde.sylvester import apply, averaged, kronecker_sum
 
 _SETTLED = 1e-9  # relative step
 _FORCING = 1e-9  # of the linear solves
+_SHORT = 1e-4
+_HOPELESS = 0.5  # relative residual of a linear solve
 _SHORTEST = 2**-6  # step of the line search
 
 
@@ -57,7 +59,7 @@ def newton(
     # the first step goes to values that fulfil the conditions, those after it keep them
     base = elimination.extend(torch.zeros_like(elimination.restrict(U)) if start is None else elimination.restrict(U))
     trace: list[float] = []
-    products = 0
+    products, size = 0, 1.0
     status = "not converged"
     for _ in range(max_iter):
         coefficients, target = equation.linearise(equation.derivatives(axes, U))
@@ -72,6 +74,10 @@ def newton(
         rhs = elimination.restrict(target - apply(axes, coefficients, base))
         done = gmres(product, rhs, inverse, tol=_FORCING)
         products += done.stats["iterations"]
+        if done.stats["residual"] > _HOPELESS and trace:
+            # what is left after a short step is its square, and may be rounding
+            status = "ok" if size <= _SHORT else "stalled"
+            break
         step = elimination.extend(done.value, homogeneous=True)
         if equation.pde.linear:
             U, status = base + step, "ok" if done.status == "ok" else "not converged"

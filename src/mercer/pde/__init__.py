@@ -3,6 +3,7 @@
 from mercer.pde.conditions import Dirichlet, Initial, Neumann, Periodic, Robin
 from mercer.pde.domain import Box
 from mercer.pde.equation import PDE
+from mercer.pde.problem import Sensors
 from mercer.pde.unknowns import Positive, Real
 
-__all__ = ["PDE", "Box", "Dirichlet", "Initial", "Neumann", "Periodic", "Positive", "Real", "Robin"]
+__all__ = ["PDE", "Box", "Dirichlet", "Initial", "Neumann", "Periodic", "Positive", "Real", "Robin", "Sensors"]

@@ -77,7 +77,7 @@ class PDE:
     --------
     >>> pde = PDE(lambda p, u, d, c: d("xx") + u**3 - u, Box(x=(0, 1)), rhs=lambda x: torch.sin(x))
     >>> pde.linear, pde.requests
-    (False, ((0, (2,)), (0, (0,))))
+    (False, ((0, (0,)), (0, (2,))))
     """
 
     def __init__(

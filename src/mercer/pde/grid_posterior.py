@@ -1,0 +1,99 @@
+"""Solvers on grids behind the questions that posteriors answer: the mean, and a clear refusal for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mercer.kernels import Kernel
+from mercer.kernels.functionals import Functional
+from mercer.pde.axes import Axis
+from mercer.pde.grid import solve_grid
+from mercer.pde.grid_equation import GridEquation
+from mercer.pde.grid_kernels import kernels_of_data
+from mercer.pde.problem import Problem
+from mercer.pde.rows import Rows
+from mercer.pde.sides import condition_sides
+from mercer.pde.sylvester import separate, solve_sylvester
+
+
+class GridPosterior:
+    """The mean of a solution on a grid; it has no variance, and says so."""
+
+    log_evidence = scale = nugget = math.nan
+
+    def __init__(self, method: str, interpolant: Any, n_nodes: int):
+        self.method, self.interpolant = method, interpolant
+        self.noise_variance = torch.zeros(n_nodes, dtype=torch.float64)
+
+    def mean(self, L: Functional) -> Tensor:
+        """Return the functional of the interpolant, (k,)."""
+        return sum(term.coefficient * self.interpolant.at(term.X, term.index) for term in L)  # type: ignore[return-value]
+
+    def marginals(self, L: Functional) -> NoReturn:
+        """Raise: there is no posterior."""
+        self._refuse()
+
+    def joint(self, L: Functional) -> NoReturn:
+        """Raise: there is no posterior."""
+        self._refuse()
+
+    def sample(self, L: Functional, n_samples: int, generator: torch.Generator) -> NoReturn:
+        """Raise: there is no posterior."""
+        self._refuse()
+
+    def backward(self, rows: Sequence[Rows]) -> NoReturn:
+        """Raise: there is no evidence."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise NotImplementedError(
+            f"method {self.method!r} returns a point, and no standard deviation or samples; use method='features' or "
+            "'dense', whose posterior is that of the equation (of its last linearisation where it is not linear)."
+        )
+
+
+def is_separable(problem: Problem) -> bool:
+    """Say whether the equation is linear and a sum of operators of one axis each, without sensors or unknowns."""
+    pde = problem.pde
+    if not pde.linear or pde.n_equations > 1 or len(pde.fields) > 1 or pde.unknowns or problem.sensors:
+        return False
+    coarse = pde.domain.counts(5)
+    X = pde.domain.nodes(coarse)
+    J, _ = pde.jacobian(X, [torch.zeros_like(X[:, 0]) for _ in pde.requests])
+    coefficients = {index: j[0].reshape(coarse) for (_, index), j in zip(pde.requests, J, strict=True)}
+    return separate(coefficients) is not None
+
+
+def grid_posterior(
+    method: str, problem: Problem, spectrum: str, kernels: Sequence[Kernel] | None
+) -> tuple[GridPosterior, str, int]:
+    """Return the solution on the problem's nodes, how it ended, and the number of steps."""
+    pde, conditions = problem.pde, problem.conditions
+    if kernels is not None:
+        kernels = list(kernels) * pde.domain.d if len(kernels) == 1 else list(kernels)
+    if method == "grid":
+        found = solve_grid(pde, conditions, kernels, problem.counts, spectrum=spectrum, device=problem.device)
+        return GridPosterior(method, found.interpolant, found.values.numel()), found.status, len(found.trace)
+    equation = GridEquation(pde, pde.domain.axes(problem.counts, problem.device))
+    if kernels is None:
+        rough = [Axis(x, kernel) for x, kernel in zip(equation.nodes, _rough(equation.nodes), strict=True)]
+        sides = [side for condition in conditions for side in condition_sides(condition, pde.domain, rough)]
+        kernels = kernels_of_data(equation, sides, spectrum)
+    axes = [Axis(x, kernel) for x, kernel in zip(equation.nodes, kernels, strict=True)]
+    sides = [side for condition in conditions for side in condition_sides(condition, pde.domain, axes)]
+    X = pde.domain.nodes(problem.counts, problem.device)
+    J, base = pde.jacobian(X, [torch.zeros_like(X[:, 0]) for _ in pde.requests])
+    coefficients = {index: j[0].reshape(problem.counts) for (_, index), j in zip(pde.requests, J, strict=True)}
+    done = solve_sylvester(axes, coefficients, (pde.target(X) - base)[0].reshape(problem.counts), sides)
+    return GridPosterior(method, done.stats["interpolant"], len(X)), done.status, 1
+
+
+def _rough(nodes: Sequence[Tensor]) -> list[Kernel]:
+    from mercer.kernels import Matern52
+
+    return [Matern52(lengthscale=float(x[-1] - x[0]) / 2) for x in nodes]

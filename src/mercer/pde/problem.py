@@ -1,0 +1,152 @@
+"""An equation with its conditions and sensors: where rows are asked for, and how far a solution is from obeying them.
+
+A solution is judged where it was not made: by the residual at shifted nodes and on shifted points of the faces. Neither
+evidence nor ŝ² sees aliasing; this does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mercer.kernels.functionals import Term
+from mercer.pde.conditions import Condition, field_number
+from mercer.pde.equation import PDE
+from mercer.pde.rows import Posterior, Rows, derivative
+
+_CHECKED = 2000  # shifted nodes at most
+_CHECKED_ON_FACE = 200
+_OFFSET = 0.123  # of shifted points that are scattered
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """Noisy observations y = ∂^derivative u(X) + ε.
+
+    Parameters
+    ----------
+    X : (n, d)
+    y : (n,)
+    noise : float, (n,) or None
+        Standard deviation of ε in units of y; None learns one for all.
+    field : str
+    derivative : str
+        Such as "x"; the function itself by default.
+    """
+
+    X: Tensor
+    y: Tensor
+    noise: Tensor | float | None = None
+    field: str = "u"
+    derivative: str = ""
+
+    def rows(self, pde: PDE, log_noise: Tensor | None = None) -> Rows:
+        """Return the observations as rows; ``log_noise`` is that of a standard deviation which is learned."""
+        index = pde.domain.order(self.derivative)
+        L = derivative(self.X, index, field_number(self.field, pde.fields))
+        if self.noise is None:
+            start = self.y.std().clamp_min(1e-300).log() - 2 if log_noise is None else log_noise
+            return Rows(L, self.y, "sensor", (2 * start).exp().expand(len(self.y)))
+        noise = torch.as_tensor(self.noise, dtype=torch.float64, device=self.y.device)
+        return Rows(L, self.y, "sensor", noise.square().expand(len(self.y)))
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a solution is from the equation and its conditions, relative to the size of their terms."""
+
+    residual: float
+    boundary: float
+
+    @property
+    def worst(self) -> float:
+        """The larger of the two, infinite where one is not a number."""
+        found = max(self.residual, self.boundary)
+        return found if math.isfinite(self.residual + self.boundary) else math.inf
+
+
+class Problem:
+    """A PDE with its conditions and sensors on given numbers of nodes.
+
+    Parameters
+    ----------
+    pde : PDE
+    conditions : sequence of Condition
+    counts : sequence of int
+        Nodes along each axis.
+    sensors : sequence of Sensors
+    device : torch.device, optional
+    """
+
+    def __init__(
+        self,
+        pde: PDE,
+        conditions: Sequence[Condition],
+        counts: Sequence[int],
+        sensors: Sequence[Sensors] = (),
+        device: torch.device | None = None,
+    ):
+        self.pde, self.conditions, self.sensors, self.device = pde, list(conditions), list(sensors), device
+        self.counts = pde.domain.counts(counts)
+        self.shifted = self._shifted()
+        self._checks = [self._condition(c, [max(2, int(0.73 * n)) for n in self.counts], 200) for c in self.conditions]
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes of the full grid."""
+        return math.prod(self.counts)
+
+    def points(self, most: int, *, grid: bool = False) -> Tensor:
+        """Return where the equation is asked for, (n, d): as many points as the grid has, ``most`` at the most.
+
+        Scattered points by default: on a grid, a wave that is faster than the nodes looks like one that is slower.
+        """
+        if grid and self.n_nodes <= most:
+            return self.pde.domain.nodes(self.counts, self.device)
+        return self.pde.domain.scattered(min(most, self.n_nodes), device=self.device)
+
+    def known(self, most: int, log_noise: Tensor | None = None) -> list[Rows]:
+        """Return the rows of conditions, ``most`` per face, and of sensors."""
+        rows = [self._condition(condition, self.counts, most) for condition in self.conditions]
+        return [*rows, *(sensor.rows(self.pde, log_noise) for sensor in self.sensors)]
+
+    def start(self, values: float = 0.0) -> list[Tensor]:
+        """Return values for each request at the shifted nodes."""
+        return [torch.full_like(self.shifted[:, 0], values) for _ in self.pde.requests]
+
+    def check(self, posterior: Posterior, coefficients: Mapping[str, Tensor] | None = None) -> Check:
+        """Return the residual at shifted nodes and the error of conditions on shifted points of the faces."""
+        X, pde = self.shifted, self.pde
+        values = [posterior.mean(derivative(X, index, field)) for field, index in pde.requests]
+        J, base = pde.jacobian(X, values, coefficients)
+        target = pde.target(X)
+        terms = sum((j.detach() * value).square() for j, value in zip(J, values, strict=True))
+        residual = _rms(base.detach() - target) / max(_rms(terms**0.5), _rms(target), 1e-300)
+        boundary = 0.0
+        for part in self._checks:
+            size = max(_rms(part.target), *(self._size(posterior, term) for term in part.functional), 1e-300)
+            boundary = max(boundary, _rms(posterior.mean(part.functional) - part.target) / size)
+        return Check(residual, boundary)
+
+    def _size(self, posterior: Posterior, term: Term) -> float:
+        """Return the size of a term of a condition over the whole domain, where it may not vanish."""
+        X = self.shifted[:: max(1, len(self.shifted) // _CHECKED_ON_FACE)]
+        return float(term.coefficient.abs().max()) * _rms(posterior.mean(derivative(X, term.index, term.field)))
+
+    def _condition(self, condition: Condition, counts: Sequence[int], most: int) -> Rows:
+        L, target = condition.rows(self.pde.domain, counts, self.pde.fields, most, self.device)
+        return Rows(L, target, "condition")
+
+    def _shifted(self) -> Tensor:
+        domain = self.pde.domain
+        if self.n_nodes <= _CHECKED:
+            return domain.midpoints(self.counts, self.device)
+        return domain.scattered(_CHECKED, _OFFSET, self.device)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())

@@ -188,18 +188,19 @@ class FeaturePosterior:
         self._fixed = nugget_variance
         held = torch.zeros(0, m + 1, dtype=torch.float64, device=device) if start is None else start.held
         log_noise, n = (0.0, 0) if start is None else (start.log_noise, start.n)
-        prior = [held] if start is None else []
-        noise = []
+        most = max(2 * m, 256)
+        noise, waiting = [], [held]
         for phi, part, extra in self._blocks(self.rows):
             R = part.noise() + (nugget * phi.square().sum(1) if extra is None else extra)
             R = R.clamp_min(torch.finfo(R.dtype).tiny)
             noise.append(R)
-            block = torch.cat([phi, part.target[:, None]], 1).div_(R.sqrt()[:, None])
-            held = _triangle(torch.cat([held, block]))
             log_noise += float(R.log().sum())
-        if prior:
-            unit = torch.eye(m, m + 1, dtype=torch.float64, device=device)
-            held = _triangle(torch.cat([held, unit]))
+            waiting.append(torch.cat([phi, part.target[:, None]], 1).div_(R.sqrt()[:, None]))
+            if sum(map(len, waiting[1:])) >= most:
+                waiting = [_triangle(torch.cat(waiting))]
+        if start is None:
+            waiting.append(torch.eye(m, m + 1, dtype=torch.float64, device=device))
+        held = _triangle(torch.cat(waiting))
         self.noise_variance = torch.cat(noise)
         self.held: Tensor = held
         self.log_noise: float = log_noise

@@ -1,0 +1,224 @@
+"""Domains, conditions and equations as data: points, dry runs, linearity, linearisations, refusals."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mercer.pde import PDE, Box, Dirichlet, Initial, Neumann, Periodic, Positive, Real, Robin
+
+D = torch.float64
+LINE = Box(x=(0, 1))
+PLANE = Box(x=(-1, 1), t=(0, 2))
+
+
+def zeros(pde, X):
+    return [torch.zeros(len(X), dtype=D) for _ in pde.requests]
+
+
+# ---------------------------------------------------------------------------------------------------------- domains
+
+
+def test_nodes_include_the_ends_and_midpoints_none_of_them():
+    X = PLANE.nodes((3, 5))
+    assert X.shape == (15, 2)
+    assert X.amin(0).tolist() == [-1, 0] and X.amax(0).tolist() == [1, 2]
+    middle = PLANE.midpoints((3, 5))
+    assert middle.shape == (8, 2)
+    assert torch.cdist(middle, X).min() > 0.2
+    assert not PLANE.outside(X).any() and PLANE.outside(X + 1e-3).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(20, 400))
+def test_scattered_points_fill_the_box_evenly(d, n):
+    box = Box(**{name: (0, 1) for name in "xyz"[:d]})
+    X = box.scattered(n)
+    assert X.shape == (n, d) and not box.outside(X).any()
+    # every half of the box along each axis gets its half of the points
+    assert ((X < 0.5).double().mean(0) - 0.5).abs().max() < 4 / math.sqrt(n)
+    assert torch.cdist(X, box.scattered(n, 0.123)).min() > 0
+
+
+def test_faces_are_found_by_their_equation():
+    assert PLANE.face("x=-1") == (0, False) and PLANE.face("t = 2") == (1, True)
+    X = PLANE.on_face(1, False, 7, most=100)
+    assert X.shape == (7, 2) and (X[:, 1] == 0).all()
+    assert torch.equal(X[:, 0], torch.linspace(-1, 1, 7, dtype=D))
+    few = PLANE.on_face(0, True, 1000, most=20)
+    assert few.shape == (20, 2) and {0.0, 2.0} <= set(few[:, 1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Box(), "at least one axis"),
+        (lambda: Box(xy=(0, 1)), "one letter"),
+        (lambda: Box(x=(1, 0)), "lower to an upper"),
+        (lambda: PLANE.face("x=0.5"), "not a face"),
+        (lambda: PLANE.face("z=0"), "axes x, t"),
+        (lambda: PLANE.face("x"), "one of its ends"),
+        (lambda: PLANE.nodes(1), "at least 2"),
+        (lambda: PLANE.order("xz"), "axes x, t"),
+    ],
+)
+def test_boxes_refuse_what_is_not_there(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ------------------------------------------------------------------------------------------------------- conditions
+
+
+def applied(L, u):
+    """Apply a functional to a function given with its derivatives, {index: callable of X}."""
+    return sum(term.coefficient * u[term.index](term.X) for term in L)
+
+
+SMOOTH = {
+    (0, 0): lambda X: torch.sin(X[:, 0]) * torch.exp(X[:, 1]),
+    (1, 0): lambda X: torch.cos(X[:, 0]) * torch.exp(X[:, 1]),
+    (0, 1): lambda X: torch.sin(X[:, 0]) * torch.exp(X[:, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Dirichlet("x=1", lambda t: math.sin(1) * torch.exp(t)),
+        Dirichlet("boundary", lambda x, t: torch.sin(x) * torch.exp(t)),
+        Neumann("x=-1", lambda t: -math.cos(1) * torch.exp(t)),
+        Neumann("t=0", lambda x: -torch.sin(x)),
+        Robin("x=1", 2.0, -1.0, lambda t: (2 * math.sin(1) - math.cos(1)) * torch.exp(t)),
+        Initial(lambda x: torch.sin(x)),
+        Initial(lambda x: torch.sin(x), order=1),
+    ],
+)
+def test_conditions_hold_for_the_function_they_were_made_of(condition):
+    L, target = condition.rows(PLANE, 6)
+    torch.testing.assert_close(applied(L, SMOOTH), target, rtol=0, atol=1e-14)
+
+
+def test_boundary_leaves_time_alone():
+    L, _ = Dirichlet("boundary", 0.0).rows(PLANE, 5)
+    assert set(L[0].X[:, 0].tolist()) == {-1.0, 1.0}
+
+
+def test_periodic_compares_both_ends_and_their_slopes():
+    wave = {
+        (0, 0): lambda X: torch.sin(math.pi * X[:, 0]) + X[:, 1],
+        (1, 0): lambda X: math.pi * torch.cos(math.pi * X[:, 0]),
+    }
+    L, target = Periodic("x").rows(PLANE, 4)
+    assert len(target) == 8 and not target.any()
+    assert applied(L, wave).abs().max() < 1e-14
+    tilted = dict(wave) | {(1, 0): lambda X: X[:, 0]}
+    assert applied(L, tilted)[4:].tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("condition", "error", "message"),
+    [
+        (Dirichlet("x=1", lambda t: t.float()), TypeError, "float64 only"),
+        (Dirichlet("x=1", lambda t: t[:2]), ValueError, "one number per point"),
+        (Dirichlet("x=1", lambda t: t / 0), ValueError, "not finite"),
+        (Dirichlet("x=1", 0.0, field="v"), ValueError, "fields u"),
+        (Robin("x=1", 0.0, 0.0), ValueError, "not zero"),
+        (Initial(0.0, time="y"), ValueError, "axes x, t"),
+    ],
+)
+def test_conditions_refuse_what_makes_no_row(condition, error, message):
+    with pytest.raises(error, match=message):
+        condition.rows(PLANE, 5)
+
+
+# -------------------------------------------------------------------------------------------------------- equations
+
+
+@pytest.mark.parametrize(
+    ("residual", "linear", "requests"),
+    [
+        (lambda p, u, d, c: d("xx"), True, {(0, (2, 0))}),
+        (lambda p, u, d, c: d("t") + p.x * d("xx") - 3, True, {(0, (0, 1)), (0, (2, 0))}),
+        (lambda p, u, d, c: d("t") + u * d("x"), False, {(0, (0, 1)), (0, (0, 0)), (0, (1, 0))}),
+        (lambda p, u, d, c: d("tx") + u, True, {(0, (1, 1)), (0, (0, 0))}),
+        (lambda p, u, d, c: d("xx") + 1e-6 * torch.sin(u), False, {(0, (2, 0)), (0, (0, 0))}),
+    ],
+)
+def test_dry_run_and_probe(residual, linear, requests):
+    pde = PDE(residual, PLANE)
+    assert pde.linear is linear and set(pde.requests) == requests
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-3, 3), st.floats(-3, 3), st.integers(0, 1000))
+def test_linearisation_is_the_tangent(a, b, seed):
+    """J u₀ − target = N[u₀] − f, and J is the derivative along any direction."""
+    pde = PDE(lambda p, u, d, c: d("xx") * u + a * torch.sin(u) + b * p.x, LINE, rhs=lambda x: x**2)
+    X = LINE.scattered(5)
+    generator = torch.Generator().manual_seed(seed)
+    values, direction = ([torch.randn(5, generator=generator, dtype=D) for _ in pde.requests] for _ in range(2))
+    ((L, target),) = pde.linearise(X, values)
+    given_values = dict(zip(pde.requests, values, strict=True))
+    at = sum(term.coefficient * given_values[(term.field, term.index)] for term in L)
+    expected = pde.evaluate(X, values)[0] - pde.target(X)[0]
+    torch.testing.assert_close(at - target, expected, rtol=1e-12, atol=1e-12)
+    h = 1e-6
+    up, down = (pde.evaluate(X, [v + s * h * e for v, e in zip(values, direction, strict=True)])[0] for s in (1, -1))
+    J, _ = pde.jacobian(X, values)
+    slope = sum(j[0] * e for j, e in zip(J, direction, strict=True))
+    torch.testing.assert_close((up - down) / (2 * h), slope, rtol=1e-6, atol=1e-7)
+
+
+def test_gradients_reach_coefficients():
+    pde = PDE(lambda p, u, d, c: d("xx") + c.kappa * u, LINE, unknowns={"kappa": Positive(20.0)})
+    assert pde.linear and float(pde.initial_coefficients()["kappa"]) == 20
+    kappa = torch.tensor(3.0, dtype=D, requires_grad=True)
+    ((L, _),) = pde.linearise(LINE.scattered(4), zeros(pde, LINE.scattered(4)), {"kappa": kappa})
+    total = sum(term.coefficient.sum() for term in L if term.index == (0,))
+    assert float(torch.autograd.grad(total, kappa)[0]) == 4.0
+
+
+def test_systems_have_one_functional_per_equation():
+    pde = PDE(lambda p, u, d, c: (d("x", "u") - u.v, d("x", "v") + u["u"]), LINE, rhs=(0.0, 1.0), fields=("u", "v"))
+    assert pde.linear and pde.n_equations == 2
+    first, second = pde.linearise(LINE.scattered(3), zeros(pde, LINE.scattered(3)))
+    assert {(t.field, t.index) for t in first[0]} == {(0, (1,)), (1, (0,))}
+    assert {(t.field, t.index) for t in second[0]} == {(1, (1,)), (0, (0,))}
+    assert first[1].tolist() == [0, 0, 0] and second[1].tolist() == [1, 1, 1]
+
+
+def test_symbol_of_the_wave_operator_vanishes_on_its_waves():
+    pde = PDE(lambda p, u, d, c: d("tt") - 4 * d("xx"), PLANE)
+    J, _ = pde.jacobian(PLANE.scattered(4), zeros(pde, PLANE.scattered(4)))
+    on, off = pde.symbol(torch.tensor([[1.5, 3.0], [1.5, 2.0]], dtype=D), J)
+    assert on.abs() < 1e-9 and off.abs() > 100
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: PDE(lambda p, u, d, c: p.x, LINE), ValueError, "does not use the unknown"),
+        (lambda: PDE(lambda p, u, d, c: d("y"), LINE), ValueError, "axes x"),
+        (lambda: PDE(lambda p, u, d, c: d("xx").float(), LINE), TypeError, "float64 only"),
+        (lambda: PDE(lambda p, u, d, c: 3.0, LINE), ValueError, "must return a tensor"),
+        (lambda: PDE(lambda p, u, d, c: u * c.beta, LINE), AttributeError, "no 'beta'"),
+        (lambda: PDE(lambda p, u, d, c: p.y * u, LINE), AttributeError, "no 'y'"),
+        (lambda: PDE(lambda p, u, d, c: u, LINE, rhs=(0.0, 1.0)), ValueError, "1 equation"),
+        (lambda: PDE(lambda p, u, d, c: d("x") + u.v, LINE, fields=("u", "v")), ValueError, "of which field"),
+        (lambda: PDE(lambda p, u, d, c: u, LINE, fields=("u", "u")), ValueError, "different names"),
+        (lambda: Positive(-1.0), ValueError, "positive coefficient"),
+        (lambda: Real(0.0, lower=1.0), ValueError, "lower < init"),
+    ],
+)
+def test_equations_refuse_what_they_cannot_read(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_single_precision_is_refused():
+    pde = PDE(lambda p, u, d, c: d("xx"), LINE)
+    with pytest.raises(TypeError, match="float64 only"):
+        pde.evaluate(torch.rand(3, 1), [torch.zeros(3)])

@@ -85,6 +85,7 @@ class DensePosterior:
         self.nugget = float(nugget)
         self.weights = solve_factored(self.factor, y / self.row_scale) / self.row_scale  # (G + R)⁻¹ y
         quadratic = float(y @ self.weights)
+        self.surprise = 1.0  # what residuals elsewhere say of the variance, at least 1; see `Problem.surprise`
         self.scale = quadratic / len(y)
         self.calibrated = calibrates(self.rows)
         log_det = 2 * float(self.factor.diagonal().log().sum() + self.row_scale.log().sum())
@@ -92,8 +93,8 @@ class DensePosterior:
 
     @property
     def amplitude(self) -> float:
-        """What prior variances are multiplied with: ŝ², or 1 where noise is known in its own units."""
-        return self.scale if self.calibrated else 1.0
+        """What prior variances are multiplied with: ŝ² and ``surprise``, or 1 where noise has units of its own."""
+        return self.scale * self.surprise if self.calibrated else 1.0
 
     @torch.no_grad()
     def mean(self, L: Functional) -> Tensor:

@@ -235,8 +235,8 @@ class Evidence:
             theta[at] = places[int(np.argmax(values))]
         return theta
 
-    def describe(self, maximum: Maximum) -> dict[str, Coefficient]:
-        """Return value, sd and identifiability of each unknown coefficient at a maximum."""
+    def describe(self, maximum: Maximum) -> tuple[dict[str, Coefficient], np.ndarray]:
+        """Return value, sd and identifiability of each unknown coefficient at a maximum, and the covariance of θ."""
         search, theta = self.search, maximum.theta
         covariance = self._covariance(theta)
         found = {}
@@ -254,7 +254,24 @@ class Evidence:
             drop = (float(drops[0]), float(drops[1]))
             found[name] = Coefficient(float(value), std, min(drop) >= _IDENTIFIED, drop)
         self.posterior(theta)  # leaves the kernels where the maximum is
-        return found
+        return found, covariance
+
+    def sigma_points(self, maximum: Maximum, covariance: np.ndarray) -> list[tuple[Posterior, Posterior]]:
+        """Return the posteriors a standard deviation to either side, along axes of the coefficients' covariance."""
+        first, k = self.search.first_unknown, len(self.search.unknowns)
+        low, high = np.array(self.search.bounds[first : first + k]).T
+        values, vectors = np.linalg.eigh(covariance[first : first + k, first : first + k])
+        pairs = []
+        for value, vector in zip(values, vectors.T, strict=True):
+            both = []
+            for sign in (1.0, -1.0):
+                theta = maximum.theta.copy()
+                step = sign * np.sqrt(max(value, 0.0)) * vector
+                theta[first : first + k] = np.clip(theta[first : first + k] + step, low, high)
+                both.append(self.posterior(theta)[0])
+            pairs.append((both[0], both[1]))
+        self.posterior(maximum.theta)
+        return pairs
 
     def _covariance(self, theta: np.ndarray) -> np.ndarray:
         """Return the inverse of minus the Hessian of the evidence, from differences of the gradient."""

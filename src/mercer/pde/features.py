@@ -208,6 +208,7 @@ class FeaturePosterior:
         self.factor = held[:m, :m]
         self.weights = torch.linalg.solve_triangular(self.factor, held[:m, m:], upper=True)[:, 0]
         quadratic = float(held[m, m].square())
+        self.surprise = 1.0  # what residuals elsewhere say of the variance, at least 1; see `Problem.surprise`
         self.scale = quadratic / self.n
         self.calibrated: bool = calibrates(self.rows) and (start is None or start.calibrated)
         half_det = float(self.factor.diagonal().abs().log().sum())
@@ -215,8 +216,8 @@ class FeaturePosterior:
 
     @property
     def amplitude(self) -> float:
-        """What prior variances are multiplied with: ŝ², or 1 where noise is known in its own units."""
-        return self.scale if self.calibrated else 1.0
+        """What prior variances are multiplied with: ŝ² and ``surprise``, or 1 where noise has units of its own."""
+        return self.scale * self.surprise if self.calibrated else 1.0
 
     def condition(self, rows: Sequence[Rows]) -> FeaturePosterior:
         """Return the posterior given further rows, O(n m²) for those alone."""

@@ -24,7 +24,7 @@ from mercer.pde.sylvester import separate, solve_sylvester
 class GridPosterior:
     """The mean of a solution on a grid; it has no variance, and says so."""
 
-    log_evidence = scale = nugget = math.nan
+    log_evidence = scale = nugget = surprise = math.nan
 
     def __init__(self, method: str, interpolant: Any, n_nodes: int):
         self.method, self.interpolant = method, interpolant

@@ -16,6 +16,7 @@ from mercer.kernels import Kernel, MixtureKernel, functional_diag
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.pde.evidence import Coefficient, Evidence, Maximum, Search
 from mercer.pde.gauss_newton import equation_rows, gauss_newton
+from mercer.pde.marginalised import Marginalised
 from mercer.pde.priors import Solver, Trial
 from mercer.pde.problem import Problem
 from mercer.pde.rows import Posterior, Rows
@@ -25,7 +26,8 @@ TOLERANCE = 1e-10  # relative variance of the equation's residual
 _RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _MOST_NODES, _PER_FACE = 600, 80
 _RESOLVED = 1e-5  # check at which equation and conditions are met as well as the tolerance asks
-_LOOKS = 3  # at the spectrum, which depends on the coefficients
+_LOOKS = 4  # at the spectrum, which depends on the coefficients, and at the quadrature of its lines
+_SHORTER = 0.8
 _MOVED = 0.1  # relative change of a coefficient after which the spectrum is looked at again
 _MOST_AT_ONCE = 800  # features of a prior whose evidence is climbed
 
@@ -48,22 +50,29 @@ def invert(
     pde = solver.problem.pde
     coefficients = pde.initial_coefficients()
     best: _Fit | None = None
+    chosen = kernels
     for _ in range(_LOOKS):
-        chosen = kernels or _resolved(solver, make_lines(coefficients), coefficients)
+        if chosen is None:
+            chosen = _resolved(solver, make_lines(coefficients), coefficients)
         fit = _Fit(solver, chosen)
         fit.search_from(best)
-        if best is None or fit.maximum.value > best.maximum.value:
-            best = fit
+        best = fit
         learned = fit.maximum.coefficients
-        if all(abs(float(learned[name] - c)) <= _MOVED * abs(float(c)) for name, c in coefficients.items()):
+        near = all(abs(float(learned[name] - c)) <= _MOVED * abs(float(c)) for name, c in coefficients.items())
+        if near and not fit.shortened():
             break
+        # lengthscales that have shrunk need more quadrature nodes, other coefficients another spectrum
+        chosen = fit.kernels if near or kernels is not None else None
         coefficients = learned
     assert best is not None
-    found = best.evidence.describe(best.maximum) if pde.unknowns else {}
+    posterior: Posterior = best.maximum.posterior
+    found: dict[str, Coefficient] = {}
+    if pde.unknowns:
+        found, covariance = best.evidence.describe(best.maximum)
+        posterior = Marginalised(posterior, best.evidence.sigma_points(best.maximum, covariance))
     solver.coefficients = best.maximum.coefficients or None
-    check = solver.problem.check(best.maximum.posterior, solver.coefficients)
-    n_evaluations = best.evidence.n_evaluations
-    trial = Trial(best.kernels, best.maximum.posterior, check, best.n_steps, best.maximum.status, n_evaluations)
+    check = solver.problem.check(posterior, solver.coefficients)
+    trial = Trial(best.kernels, posterior, check, best.n_steps, best.maximum.status, best.evidence.n_evaluations)
     return trial, found
 
 
@@ -73,7 +82,7 @@ def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor]) 
     exact = Problem(problem.pde, problem.conditions, problem.counts, (), problem.device)
     trial_solver = Solver(exact, solver.method, TOLERANCE if solver.nugget is None else solver.nugget, solver.max_steps)
     trial_solver.coefficients = coefficients
-    for ratio in _RATIOS:
+    for ratio in _RATIOS[1:] if problem.pde.domain.d == 1 else _RATIOS:
         kernels = _mixtures(solver, lines, ratio)
         features = solver.features(kernels)
         if best is not None and features is not None and features.size > _MOST_AT_ONCE:
@@ -100,6 +109,7 @@ class _Fit:
         self.size = 0 if self.features is None else self.features.size
         self.held: Tensor | None = None
         self.n_steps = 1
+        self._begun = [kernel.lengthscale.detach().clone() for kernel in kernels if isinstance(kernel, MixtureKernel)]
         self._values: tuple[Tensor, ...] | None = None
 
     def search_from(self, other: _Fit | None) -> None:
@@ -109,7 +119,8 @@ class _Fit:
         noise = float(sum(s.y.std() for s in learn) / len(learn)) * math.exp(-2) if learn else None
         search = Search(self.kernels, pde.unknowns, noise)
         self.X = self.solver.problem.points(_MOST_NODES)
-        self.held = held = self._nuggets()
+        # the tolerance is that of the first prior, whatever amplitudes are learned
+        self.held = held = self._nuggets() if other is None or other.held is None else other.held
 
         def condition(rows: Sequence[Rows]) -> Posterior:
             # exact rows come first, and may come alone
@@ -123,6 +134,11 @@ class _Fit:
         elif pde.unknowns:
             start = self.evidence.scan(start)
         self.maximum: Maximum = self.evidence.maximise(start)
+
+    def shortened(self) -> bool:
+        """Say whether lengthscales have shrunk so far that their quadrature is not to be trusted."""
+        now = [kernel.lengthscale.detach() for kernel in self.kernels if isinstance(kernel, MixtureKernel)]
+        return any(float((new / old).min()) < _SHORTER for new, old in zip(now, self._begun, strict=True))
 
     def _nuggets(self) -> Tensor:
         """Return nugget variances relative to the prior's at the start, (n,)."""

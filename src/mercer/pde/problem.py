@@ -20,6 +20,7 @@ from mercer.pde.rows import Posterior, Rows, derivative
 
 _CHECKED = 2000  # shifted nodes at most
 _CHECKED_ON_FACE = 200
+_SURPRISED = 300
 _OFFSET = 0.123  # of shifted points that are scattered
 
 
@@ -131,6 +132,21 @@ class Problem:
             size = max(_rms(part.target), *(self._size(posterior, term) for term in part.functional), 1e-300)
             boundary = max(boundary, _rms(posterior.mean(part.functional) - part.target) / size)
         return Check(residual, boundary)
+
+    def surprise(self, posterior: Posterior, coefficients: Mapping[str, Tensor] | None = None) -> float:
+        """Return the mean square of residuals at shifted places, in units of the posterior's variance of them.
+
+        ŝ² is calibrated where the equation was asked for; this is, where it was not.
+        """
+        X, pde = self.shifted[:: max(1, len(self.shifted) // _SURPRISED)], self.pde
+        values = [posterior.mean(derivative(X, index, field)) for field, index in pde.requests]
+        found = [Rows(L, target) for L, target in pde.linearise(X, values, coefficients)]
+        worst = 0.0
+        for part in [*found, *self._checks]:
+            mean, variance = posterior.marginals(part.functional)
+            floor = torch.finfo(mean.dtype).tiny
+            worst = max(worst, float(((mean - part.target).square() / variance.clamp_min(floor)).mean()))
+        return worst if math.isfinite(worst) else 1.0
 
     def _size(self, posterior: Posterior, term: Term) -> float:
         """Return the size of a term of a condition over the whole domain, where it may not vanish."""

@@ -14,7 +14,8 @@ class Report:
 
     ``residual`` is the root mean square of N[u] − f at shifted nodes and ``boundary_error`` that of the conditions,
     both relative to the size of their terms; ``scale`` is ŝ² (far above 1: the prior does not fit), ``nugget`` the
-    relative η, ``points_per_wavelength`` the nodes per shortest wavelength along the axis that has fewest,
+    relative η, ``surprise`` by what variances were raised because residuals at shifted nodes are larger than the
+    posterior had them, ``points_per_wavelength`` the nodes per shortest wavelength along the axis that has fewest,
     ``log_evidence`` in nats.
     """
 
@@ -22,6 +23,7 @@ class Report:
     reason: str = ""
     nugget: float = math.nan
     scale: float = math.nan
+    surprise: float = 1.0
     residual: float = math.nan
     boundary_error: float = math.nan
     points_per_wavelength: float = math.inf
@@ -54,7 +56,7 @@ class Report:
             f"size        {self.n_rows} rows, {self.n_features or 'no'} features, {self.n_lines} lines of the spectrum",
             f"fit         {self.n_steps} linearisation(s), {self.status}",
             f"residual    {self.residual:.2g} at shifted nodes, conditions {self.boundary_error:.2g} (relative)",
-            f"numerics    relative nugget {self.nugget:g}, scale ŝ² = {self.scale:.3g}",
+            f"numerics    relative nugget {self.nugget:g}, scale ŝ² = {self.scale:.3g}, raised by {self.surprise:.3g}",
             f"evidence    {self.log_evidence:.6g} nats",
             f"cost        {self.seconds:.2f} s",
         ]

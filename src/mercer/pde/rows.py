@@ -53,6 +53,7 @@ class Posterior(Protocol):
 
     log_evidence: float
     scale: float
+    surprise: float
     nugget: float
     noise_variance: Tensor  # of each row, nuggets included
 

@@ -116,6 +116,7 @@ def solve(
             trial, coefficients = invert(solver, make_lines, given)
         else:
             trial = _forward(solver, forced, lines, spectrum, given, optimizer)
+            trial.posterior.surprise = max(1.0, problem.surprise(trial.posterior))
     _describe(report, trial, problem, lines)
     for name, found in coefficients.items():
         if not found.identified:
@@ -226,6 +227,7 @@ def _values_at(pde: PDE, counts: Sequence[int]) -> Any:
 def _describe(report: Report, trial: Trial, problem: Problem, lines: Lines) -> None:
     posterior = trial.posterior
     report.nugget, report.scale, report.log_evidence = posterior.nugget, posterior.scale, posterior.log_evidence
+    report.surprise = posterior.surprise
     report.residual, report.boundary_error = trial.check.residual, trial.check.boundary
     report.n_steps, report.status, report.n_evaluations = trial.n_steps, trial.status, trial.n_evaluations
     report.n_rows = len(posterior.noise_variance)

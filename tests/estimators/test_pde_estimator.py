@@ -1,0 +1,188 @@
+"""GPPDESolver behind scikit-learn's contract: parameters, containers, reports, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from mercer import GPPDESolver
+from mercer.kernels import RBF
+from mercer.pde import PDE, Box, Dirichlet, Positive, Sensors
+
+D = torch.float64
+
+
+def u(x):
+    return torch.sin(20 * x)
+
+
+def equation(**more):
+    return PDE(lambda p, v, d, c: d("xx"), Box(x=(0, 1)), rhs=lambda x: -400 * u(x), **more)
+
+
+CONDITIONS = (Dirichlet("boundary", u),)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return GPPDESolver(equation(), CONDITIONS, n_collocation=64).fit()
+
+
+def test_init_stores_and_does_nothing_else():
+    solver = GPPDESolver("no equation", "no conditions", kernel=3, n_collocation="many")
+    assert solver.get_params()["kernel"] == 3 and solver.pde == "no equation"
+    assert not any(name.endswith("_") for name in vars(solver))
+    pde = equation()
+    copy = clone(GPPDESolver(pde, CONDITIONS, max_steps=7))
+    assert copy.max_steps == 7 and copy.conditions == CONDITIONS
+    assert copy.set_params(method="dense").method == "dense"
+    with pytest.raises(NotFittedError):
+        copy.predict([[0.5]])
+
+
+def test_fit_returns_itself_and_does_not_change_parameters(fitted):
+    solver = GPPDESolver(equation(), CONDITIONS, kernel=RBF(0.05), n_collocation=30, optimizer="lbfgs")
+    before = solver.kernel.lengthscale.item()
+    assert solver.fit() is solver and solver.kernel.lengthscale.item() == before
+    assert fitted.n_features_in_ == 1
+
+
+def test_predictions_in_the_container_of_x(fitted):
+    X = np.linspace(0, 1, 50)[:, None]
+    mean, std = fitted.predict(X, return_std=True)
+    assert isinstance(mean, np.ndarray) and mean.shape == std.shape == (50,)
+    np.testing.assert_allclose(mean, np.sin(20 * X[:, 0]), atol=1e-9)
+    assert (np.abs(mean - np.sin(20 * X[:, 0])) < 2 * std).mean() >= 0.95
+    tensor = fitted.predict(torch.as_tensor(X))
+    assert isinstance(tensor, torch.Tensor)
+    np.testing.assert_array_equal(tensor.numpy(), mean)
+    np.testing.assert_array_equal(fitted.predict(X.tolist()), mean)
+
+
+def test_derivatives_covariances_and_residuals(fitted):
+    X = np.linspace(0, 1, 20)[:, None]
+    slope, std = fitted.predict(X, return_std=True, derivative="x")
+    np.testing.assert_allclose(slope, 20 * np.cos(20 * X[:, 0]), atol=1e-7)
+    mean, covariance = fitted.predict(X, return_cov=True, derivative="x")
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), std, rtol=1e-6)
+    np.testing.assert_allclose(mean, slope, rtol=1e-9)
+    np.testing.assert_allclose(fitted.predict(X, derivative="xx"), -400 * np.sin(20 * X[:, 0]), atol=1e-5)
+    assert np.abs(fitted.residual(X)).max() < 1e-5
+    with pytest.raises(ValueError, match="cannot both"):
+        fitted.predict(X, return_std=True, return_cov=True)
+    with pytest.raises(ValueError, match="axes x"):
+        fitted.predict(X, derivative="t")
+    with pytest.raises(ValueError, match="fields u"):
+        fitted.predict(X, field="v")
+
+
+def test_samples_are_consistent_functions(fitted):
+    X = np.linspace(0, 1, 10)[:, None]
+    draws = fitted.sample(X, 5, random_state=1)
+    assert draws.shape == (10, 5)
+    np.testing.assert_allclose(draws[3:], fitted.sample(X[3:], 5, random_state=1), atol=1e-10)
+    assert not np.array_equal(draws, fitted.sample(X, 5, random_state=2))
+    np.testing.assert_allclose(draws, np.sin(20 * X) * np.ones(5), atol=1e-6)
+
+
+def test_off_the_domain_only_on_request(fitted):
+    with pytest.raises(ValueError, match="extrapolate=True"):
+        fitted.predict([[1.01]])
+    with pytest.raises(ValueError, match="extrapolate=True"):
+        fitted.sample([[-0.01]])
+    bold = clone(fitted).set_params(extrapolate=True).fit()
+    assert abs(bold.predict([[1.01]])[0] - math.sin(20.2)) < 1e-6
+
+
+def test_report_confesses(fitted):
+    report = fitted.fit_report_
+    assert report.method == "features" and report.n_nodes == (64,) and report.seconds > 0
+    assert report.residual < 1e-9 and report.boundary_error < 1e-9 and report.scale < 10
+    assert abs(report.points_per_wavelength - 64 * 2 * math.pi / 20) < 0.1
+    for word in ("method", "residual", "nugget", "evidence", "linearisation"):
+        assert word in str(report)
+
+
+def test_observations_and_coefficients():
+    pde = PDE(
+        lambda p, v, d, c: d("xx") + c.kappa * v,
+        Box(x=(0, 1)),
+        rhs=lambda x: -350 * u(x),
+        unknowns={"kappa": Positive(20.0)},
+    )
+    generator = np.random.default_rng(0)
+    X = generator.uniform(0, 1, (15, 1))
+    y = np.sin(20 * X[:, 0]) + 1e-3 * generator.standard_normal(15)
+    solver = GPPDESolver(pde, n_collocation=60).fit((X, y, 1e-3))
+    kappa = solver.coefficients_["kappa"]
+    assert kappa.identified and abs(kappa.value - 50) < max(3 * kappa.std, 0.2)
+    again = GPPDESolver(pde, n_collocation=60).fit(Sensors(torch.as_tensor(X), torch.as_tensor(y), 1e-3))
+    assert again.coefficients_["kappa"].value == kappa.value
+    assert np.abs(solver.residual(X)).max() < 1.0
+
+
+def test_fields_by_name():
+    pde = PDE(lambda p, w, d, c: (d("t", "u") - w.v, d("t", "v") + w.u), Box(t=(0, 3)), fields=("u", "v"))
+    solver = GPPDESolver(pde, [Dirichlet("t=0", 0.0), Dirichlet("t=0", 1.0, field="v")], n_collocation=40).fit()
+    T = np.linspace(0, 3, 20)[:, None]
+    np.testing.assert_allclose(solver.predict(T, field="v"), np.cos(T[:, 0]), atol=1e-6)
+    np.testing.assert_allclose(solver.predict(T), np.sin(T[:, 0]), atol=1e-6)
+    assert solver.residual(T).shape == (2, 20)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"pde": None}, TypeError, "must be a mercer.pde.PDE"),
+        ({"dtype": "float32"}, TypeError, "float64"),
+        ({"dtype": torch.float32}, TypeError, "float64"),
+        ({"conditions": ["x=0"]}, TypeError, "a condition is"),
+        ({"kernel": "matern"}, ValueError, "kernel must be"),
+        ({"optimizer": "adam"}, ValueError, "optimizer must be"),
+        ({"method": "magic"}, ValueError, "method must be one of"),
+        ({"n_collocation": 5}, ValueError, "nodes per shortest wavelength"),
+        ({"n_collocation": (20, 20)}, ValueError, "at least 2 along each"),
+    ],
+)
+def test_parameters_are_checked_in_fit(change, error, message):
+    solver = GPPDESolver(equation(), CONDITIONS, n_collocation=64).set_params(**change)
+    with pytest.raises(error, match=message):
+        solver.fit()
+    assert not hasattr(solver, "posterior_")
+
+
+X1 = np.array([[0.5]])
+
+
+@pytest.mark.parametrize(
+    ("observations", "error", "message"),
+    [
+        ((X1.astype(np.float32), np.ones(1), 0.1), TypeError, "float64"),
+        ((X1, np.ones(1, dtype=np.float32), 0.1), TypeError, "float64"),
+        ((X1 + 1, np.ones(1), 0.1), ValueError, "off the domain"),
+        ((X1, np.ones(2), 0.1), ValueError, "one per row"),
+        ((X1, np.full(1, np.nan), 0.1), ValueError, "finite"),
+        ((X1, np.ones(1), -0.1), ValueError, "positive standard deviations"),
+        ((X1,), ValueError, "tuple of 1"),
+        ((np.ones((1, 2)), np.ones(1), 0.1), ValueError, "one column per axis"),
+    ],
+)
+def test_observations_are_checked(observations, error, message):
+    with pytest.raises(error, match=message):
+        GPPDESolver(equation(), CONDITIONS, n_collocation=64).fit(observations)
+
+
+@pytest.mark.parametrize("X", [np.zeros((2, 1), dtype=np.float32), torch.zeros(2, 1)])
+def test_single_precision_points_are_refused(fitted, X):
+    with pytest.raises(TypeError, match="float64 only"):
+        fitted.predict(X)
+
+
+def test_grid_method_has_no_sd():
+    solver = GPPDESolver(equation(), CONDITIONS, method="grid", n_collocation=100).fit()
+    np.testing.assert_allclose(solver.predict([[0.3]]), [math.sin(6.0)], atol=1e-3)
+    with pytest.raises(NotImplementedError, match="features"):
+        solver.predict([[0.3]], return_std=True)

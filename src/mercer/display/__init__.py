@@ -8,14 +8,21 @@ imported at the first plot, never at import: ``pip install matplotlib``.
 from mercer.display.calibration import CalibrationDisplay
 from mercer.display.continual import ContinualDisplay, StreamDisplay
 from mercer.display.evidence import EvidenceTraceDisplay
+from mercer.display.pde import ErrorDisplay, ResidualDisplay
 from mercer.display.predictive import PredictiveDisplay
 from mercer.display.relevance import RelevanceDisplay
+from mercer.display.solution import SolutionDisplay
+from mercer.display.spectrum import SpectrumDisplay
 
 __all__ = [
     "CalibrationDisplay",
     "ContinualDisplay",
+    "ErrorDisplay",
     "EvidenceTraceDisplay",
     "PredictiveDisplay",
     "RelevanceDisplay",
+    "ResidualDisplay",
+    "SolutionDisplay",
+    "SpectrumDisplay",
     "StreamDisplay",
 ]

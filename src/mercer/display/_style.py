@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 BLUE, SKY, ORANGE, VERMILLION = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
 GREEN, PURPLE, INK, GREY = "#009E73", "#CC79A7", "#222222", "#8A8A8A"
 CLASS_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, "#B8A000")
@@ -33,6 +35,28 @@ def new_axes(ax: Any, *, size: tuple[float, float] = (7.2, 4.2)) -> Any:
     if ax is not None:
         return ax
     return pyplot().subplots(figsize=size, layout="constrained")[1]
+
+
+def draw_panels(panels: dict[str, list[Any]], kind: str, ax: Any) -> Any:
+    """Draw the panels of a kind, and return the axes: one, or an array of them.
+
+    Raises
+    ------
+    ValueError
+        No such kind, or a number of axes that is not that of its panels.
+    """
+    if kind not in panels:
+        raise ValueError(f"kind must be one of {list(panels)}, got {kind!r}.")
+    chosen = panels[kind]
+    if ax is None:
+        size = (5.2 * len(chosen) + 0.4, 4.0)
+        ax = pyplot().subplots(1, len(chosen), figsize=size, layout="constrained", squeeze=False)[1][0]
+    targets = np.atleast_1d(np.asarray(ax, dtype=object))
+    if len(targets) != len(chosen):
+        raise ValueError(f"kind={kind!r} needs {len(chosen)} axes, got {len(targets)}.")
+    for panel, target in zip(chosen, targets, strict=True):
+        panel(target)
+    return targets[0] if len(targets) == 1 else targets
 
 
 def tidy(ax: Any, *, xlabel: str, ylabel: str, title: str | None = None, grid: bool = True) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mercer.display._panels import MARKERS
-from mercer.display._style import BLUE, GREY, INK, ORANGE, class_colour, pyplot, tidy
+from mercer.display._style import BLUE, GREY, INK, ORANGE, class_colour, draw_panels, tidy
 
 MOST_NUMBERS = 12  # tasks up to which every cell of the heat map is told as a number, too
 
@@ -92,7 +92,7 @@ class ContinualDisplay:
             Itself; ``ax_`` is the Axes, or the pair of them.
         """
         panels = {"both": [self._lines, self._matrix], "lines": [self._lines], "matrix": [self._matrix]}
-        self.ax_ = _drawn(panels, kind, ax)
+        self.ax_ = draw_panels(panels, kind, ax)
         self.figure_ = np.atleast_1d(self.ax_)[0].figure
         return self
 
@@ -208,7 +208,7 @@ class StreamDisplay:
             Itself; ``ax_`` is the Axes, or the pair of them.
         """
         panels = {"both": [self._score, self._seconds], "score": [self._score], "seconds": [self._seconds]}
-        self.ax_ = _drawn(panels, kind, ax)
+        self.ax_ = draw_panels(panels, kind, ax)
         self.figure_ = np.atleast_1d(self.ax_)[0].figure
         return self
 
@@ -238,19 +238,3 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     if len(known) == 0 or (known.min() >= 0 and known.max() <= 1):
         return 0.0, 1.0
     return float(known.min()), float(known.max())
-
-
-def _drawn(panels: dict[str, list[Any]], kind: str, ax: Any) -> Any:
-    """Draw the panels of a kind, and return the axes: one, or an array of them."""
-    if kind not in panels:
-        raise ValueError(f"kind must be one of {list(panels)}, got {kind!r}.")
-    chosen = panels[kind]
-    if ax is None:
-        size = (5.2 * len(chosen) + 0.4, 4.0)
-        ax = pyplot().subplots(1, len(chosen), figsize=size, layout="constrained", squeeze=False)[1][0]
-    targets = np.atleast_1d(np.asarray(ax, dtype=object))
-    if len(targets) != len(chosen):
-        raise ValueError(f"kind={kind!r} needs {len(chosen)} axes, got {len(targets)}.")
-    for panel, target in zip(chosen, targets, strict=True):
-        panel(target)
-    return targets[0] if len(targets) == 1 else targets

@@ -184,7 +184,7 @@ def test_spectrum_has_a_panel_for_each_axis(advection):
 
 def test_width_of_a_line_is_that_of_its_gaussian():
     display = SpectrumDisplay.from_predictions([[3.0]], [2.0], [[0.5]], names=["x"])
-    (segment,) = display.ax_.collections[0].get_segments()
+    (segment,) = display.ax_.collections[-1].get_segments()
     np.testing.assert_allclose(segment[:, 0], [3.0 - 1 / math.pi, 3.0 + 1 / math.pi])
 
 

@@ -10,6 +10,7 @@ from mercer.display._domain import Slice
 from mercer.display._style import tidy, two_sided_map
 
 _FAINTEST = 1e-5  # of the largest value: what a logarithmic scale shows at the least
+_STRAIGHT = 1e-2  # of the largest value: where a scale with signs is linear
 
 
 def predicted(solver: Any, part: Slice, derivative: str, field: str | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -54,13 +55,14 @@ def draw_map(
     title: str | None,
     scale: str = "linear",
 ) -> None:
-    """Draw values over two axes; ``scale`` is "linear", "log", or "signed" for one that is even around zero."""
-    from matplotlib.colors import LogNorm
+    """Draw values over two axes; ``scale`` is "linear", "log", or "signed": logarithmic to both sides of zero."""
+    from matplotlib.colors import LogNorm, SymLogNorm
 
     options: dict[str, Any] = {"cmap": "cividis"}
     top = float(np.abs(values).max()) or 1.0
     if scale == "signed":
-        options = {"cmap": two_sided_map(), "vmin": -top, "vmax": top}
+        # errors gather in corners, and on a linear scale nothing else would be seen
+        options = {"cmap": two_sided_map(), "norm": SymLogNorm(_STRAIGHT * top, vmin=-top, vmax=top, base=10)}
     elif scale == "log":
         options["norm"] = LogNorm(vmin=max(float(values.min()), _FAINTEST * top), vmax=top)
         values = np.maximum(values, _FAINTEST * top)

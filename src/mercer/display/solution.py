@@ -200,7 +200,8 @@ class SolutionDisplay:
         if self.X is not None:
             ax.plot(self.X[:, 0], self.y, "o", color=INK, markersize=3.5, label="sensors")
         tidy(ax, xlabel=self.names[0], ylabel=self.label, title=self.note)
-        ax.legend(frameon=False, fontsize="small", loc="best")
+        # above the axes: fast waves leave no room among them
+        ax.legend(frameon=False, fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5)
 
     def _deviation(self, ax: Any) -> None:
         label = f"sd of {self.label}"

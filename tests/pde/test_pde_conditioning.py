@@ -12,8 +12,9 @@ from oracles import derivatives as oracle
 from mercer.kernels import RBF, GaussianMixture, Matern52, StudentMixture, Term, functional_gram
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.pde import PDE, Box, Dirichlet
+from mercer.pde.basis import Features, quadrature
 from mercer.pde.dense import DensePosterior, rows_gram
-from mercer.pde.features import FeaturePosterior, Features, quadrature
+from mercer.pde.features import FeaturePosterior
 from mercer.pde.gauss_newton import equation_rows, gauss_newton
 from mercer.pde.rows import Rows, derivative
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from mercer.estimators._validation import to_numpy
+from mercer.estimators._pde_inputs import check_observations, check_points
 from mercer.kernels import Functional
 from mercer.pde.conditions import Initial, Periodic, Robin, field_number
 from mercer.pde.equation import PDE
-from mercer.pde.problem import Sensors
 from mercer.pde.rows import derivative as functional_of
 from mercer.pde.solve import solve
 
@@ -138,7 +136,7 @@ class GPPDESolver(BaseEstimator):
         """
         self._check_parameters()
         pde: PDE = self.pde
-        sensors = self._sensors(observations)
+        sensors = check_observations(observations, pde.domain, self._device())
         solved = solve(
             pde,
             list(self.conditions),
@@ -254,50 +252,7 @@ class GPPDESolver(BaseEstimator):
 
     def _points(self, X: Any) -> tuple[Tensor, bool]:
         """Return X as a float64 tensor inside the domain, and whether it was a tensor."""
-        tensors = isinstance(X, Tensor)
-        _refuse_float32(X, "X")
-        points = X if tensors else torch.as_tensor(np.asarray(to_numpy(X), dtype=np.float64))
-        points = points.to(dtype=torch.float64, device=self._device() or points.device).detach()
-        domain = self.pde.domain
-        if points.dim() != 2 or points.shape[1] != domain.d:
-            raise ValueError(f"X must be (n, {domain.d}), one column per axis of {domain}; got {tuple(points.shape)}.")
-        if not bool(torch.isfinite(points).all()):
-            raise ValueError("Input X contains NaN or infinity.")
-        off = domain.outside(points)
-        if not self.extrapolate and bool(off.any()):
-            raise ValueError(
-                f"{int(off.sum())} of {len(points)} points lie off the domain {domain}, where the equation was not "
-                "asked for; set extrapolate=True to predict there all the same."
-            )
-        return points, tensors
-
-    def _sensors(self, observations: Any) -> list[Sensors]:
-        if observations is None:
-            return []
-        if isinstance(observations, Sensors):
-            observations = [observations]
-        elif isinstance(observations, tuple) and not all(isinstance(part, Sensors) for part in observations):
-            if len(observations) not in (2, 3):
-                raise ValueError(f"observations are (X, y, noise), got a tuple of {len(observations)}.")
-            observations = [Sensors(*observations)]
-        return [self._checked(sensor) for sensor in observations]
-
-    def _checked(self, sensor: Sensors) -> Sensors:
-        _refuse_float32(sensor.y, "y")
-        extrapolate, self.extrapolate = self.extrapolate, False
-        try:
-            X, _ = self._points(sensor.X)
-        finally:
-            self.extrapolate = extrapolate
-        y = torch.as_tensor(np.asarray(to_numpy(sensor.y), dtype=np.float64), device=X.device)
-        if y.shape != (len(X),) or not bool(torch.isfinite(y).all()):
-            raise ValueError(f"y must be ({len(X)},) finite numbers, one per row of X; got {tuple(y.shape)}.")
-        noise = sensor.noise
-        if noise is not None:
-            noise = torch.as_tensor(np.asarray(to_numpy(noise), dtype=np.float64), device=X.device)
-            if noise.shape not in ((), (len(X),)) or not bool((noise > 0).all()):
-                raise ValueError("noise must be positive standard deviations, one number or one per row of X.")
-        return Sensors(X, y, noise, sensor.field, sensor.derivative)
+        return check_points(X, self.pde.domain, self._device(), self.extrapolate), isinstance(X, Tensor)
 
     def _check_parameters(self) -> None:
         if not isinstance(self.pde, PDE):
@@ -317,11 +272,6 @@ class GPPDESolver(BaseEstimator):
 
     def _device(self) -> torch.device | None:
         return None if self.device is None else torch.device(self.device)
-
-
-def _refuse_float32(values: Any, name: str) -> None:
-    if getattr(values, "dtype", None) in (torch.float32, torch.float16, np.dtype(np.float32), np.dtype(np.float16)):
-        raise TypeError(f"{name} is in {values.dtype}; equations are solved in float64 only. Convert it first.")
 
 
 def _wrapped(values: Sequence[Tensor], tensors: bool) -> tuple[Any, ...]:

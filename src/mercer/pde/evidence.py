@@ -218,8 +218,7 @@ class Evidence:
         options = {"maxiter": max_iter, "maxfun": 3 * max_iter}
         found = minimize(objective, clipped, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         posterior, coefficients, value = self.posterior(best_theta)
-        message = found.message if isinstance(found.message, str) else str(found.message)
-        return Maximum(best_theta, value, posterior, coefficients, self.n_evaluations, message)
+        return Maximum(best_theta, value, posterior, coefficients, self.n_evaluations, str(found.message))
 
     def scan(self, theta: np.ndarray) -> np.ndarray:
         """Move each unknown coefficient to the best of a few places over its range, one after the other."""
@@ -250,6 +249,7 @@ class Evidence:
             line = torch.tensor(theta[at], dtype=torch.float64, requires_grad=True)
             value = unknown.from_line(line)
             slope = float(torch.autograd.grad(value, line)[0])
+            value = value.detach()
             std = abs(slope) * float(np.sqrt(covariance[at, at]))
             drop = (float(drops[0]), float(drops[1]))
             found[name] = Coefficient(float(value), std, min(drop) >= _IDENTIFIED, drop)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from mercer.kernels import Kernel, MixtureKernel
 from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.pde.basis import Features
 from mercer.pde.dense import DensePosterior
 from mercer.pde.evidence import Evidence, Search
-from mercer.pde.features import NUGGET, FeaturePosterior, Features
+from mercer.pde.features import NUGGET, FeaturePosterior
 from mercer.pde.gauss_newton import equation_rows, gauss_newton, node_values
 from mercer.pde.problem import Check, Problem
 from mercer.pde.rows import Posterior, Rows

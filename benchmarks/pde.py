@@ -140,7 +140,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--only", nargs="+", choices=[case.name for case in CASES], help="cases, by default all")
     arguments.add_argument("--grid-factor", type=float, default=20.0, help="how many times as long others may train")
-    arguments.add_argument("--limit", type=float, default=150.0, help="most seconds of such a training")
+    arguments.add_argument("--limit", type=float, default=300.0, help="most seconds of such a training")
     arguments.add_argument("--nodes", type=int, help="nodes along each axis in the place of the reference's")
     arguments.add_argument("--part", type=float, default=1.0, help="part of each axis that is left with --nodes")
     given = arguments.parse_args()

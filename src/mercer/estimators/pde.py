@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mercer.estimators._pde_inputs import check_observations, check_points
 from mercer.kernels import Functional
+from mercer.linalg.threads import lapack_first
 from mercer.pde.conditions import Initial, Periodic, Robin, field_number
 from mercer.pde.equation import PDE
 from mercer.pde.rows import derivative as functional_of
@@ -137,18 +139,19 @@ class GPPDESolver(BaseEstimator):
         self._check_parameters()
         pde: PDE = self.pde
         sensors = check_observations(observations, pde.domain, self._device())
-        solved = solve(
-            pde,
-            list(self.conditions),
-            sensors,
-            kernel=self.kernel,
-            method=self.method,
-            n_collocation=self.n_collocation,
-            nugget=self.nugget,
-            optimizer=self.optimizer,
-            max_steps=self.max_steps,
-            device=self._device(),
-        )
+        with self._threads():
+            solved = solve(
+                pde,
+                list(self.conditions),
+                sensors,
+                kernel=self.kernel,
+                method=self.method,
+                n_collocation=self.n_collocation,
+                nugget=self.nugget,
+                optimizer=self.optimizer,
+                max_steps=self.max_steps,
+                device=self._device(),
+            )
         self.posterior_ = solved.posterior
         self.kernels_ = solved.kernels
         self.coefficients_ = solved.coefficients
@@ -198,11 +201,12 @@ class GPPDESolver(BaseEstimator):
         if return_std and return_cov:
             raise ValueError("return_std and return_cov cannot both be True; the covariance has the variances.")
         L, tensors = self._functional(X, derivative, field)
-        if return_cov:
-            return _wrapped(self.posterior_.joint(L), tensors)
-        if not return_std:
-            return _wrapped((self.posterior_.mean(L),), tensors)[0]
-        mean, variance = self.posterior_.marginals(L)
+        with self._threads():
+            if return_cov:
+                return _wrapped(self.posterior_.joint(L), tensors)
+            if not return_std:
+                return _wrapped((self.posterior_.mean(L),), tensors)[0]
+            mean, variance = self.posterior_.marginals(L)
         return _wrapped((mean, variance.sqrt()), tensors)
 
     def sample(
@@ -232,7 +236,8 @@ class GPPDESolver(BaseEstimator):
         L, tensors = self._functional(X, derivative, field)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
-        return _wrapped((self.posterior_.sample(L, n_samples, generator),), tensors)[0]
+        with self._threads():
+            return _wrapped((self.posterior_.sample(L, n_samples, generator),), tensors)[0]
 
     def residual(self, X: Any) -> Any:
         """Return N[u] − f of the posterior mean at X (n, d): (n,), or (E, n) for a system."""
@@ -269,6 +274,10 @@ class GPPDESolver(BaseEstimator):
             raise ValueError(f"kernel must be 'gm', 'stm' or a gpytorch kernel, got {self.kernel!r}.")
         if self.optimizer not in ("lbfgs", None):
             raise ValueError(f"optimizer must be 'lbfgs' or None, got {self.optimizer!r}.")
+
+    def _threads(self) -> AbstractContextManager:
+        """Keep small operations on one thread: most are done before a second one has woken up."""
+        return lapack_first(1, self._device() or torch.device("cpu"))
 
     def _device(self) -> torch.device | None:
         return None if self.device is None else torch.device(self.device)

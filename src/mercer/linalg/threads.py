@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 
 # n³ of a matrix from which both may use all threads, because changing hands costs little beside the work
 _WORTH_BOTH = 2e10
+_WORTH_TORCH = 5e9  # multiplications of one call that are worth waking torch's threads for
 _WORTH_THREADS = 500  # rows; a smaller matrix is done before a second thread has woken up
 
 _lent: ContextVar[int] = ContextVar("threads that torch has lent to LAPACK", default=0)
@@ -39,6 +40,20 @@ def lapack_first(n: int, device: torch.device) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         _lent.reset(token)
+
+
+@contextmanager
+def torch_again(work: float) -> Iterator[None]:
+    """Give torch the threads back that it has lent, for one call of ``work`` multiplications if it is large."""
+    lent = _lent.get()
+    if not lent or work < _WORTH_TORCH:
+        yield
+        return
+    torch.set_num_threads(lent)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)
 
 
 def lapack_threads(n: int) -> AbstractContextManager:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mercer.kernels.functionals import Functional
+from mercer.linalg.threads import torch_again
 from mercer.pde.basis import Features
 from mercer.pde.rows import Rows, calibrates, cut, gaussian_constant
 
@@ -183,4 +184,5 @@ class FeaturePosterior:
 
 def _triangle(A: Tensor) -> Tensor:
     """Return R of A = Q R."""
-    return torch.linalg.qr(A, mode="r")[1]
+    with torch_again(A.shape[0] * A.shape[1] ** 2):
+        return torch.linalg.qr(A, mode="r")[1]

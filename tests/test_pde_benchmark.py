@@ -126,7 +126,7 @@ def test_the_network_learns_something_slow(suite, peers, monkeypatch):
     slow = case(suite, "poisson_1d_single_sin").reduced(20, 0.004)  # less than half a period
     clock = SimpleNamespace(perf_counter=count().__next__)  # on which a step takes a second
     monkeypatch.setattr(peers, "time", clock)
-    early, late = peers.network(slow, [2.0, 1000.0])
+    early, late = peers.network(slow, [2.0, 250.0])
     assert suite.relative_error(torch.as_tensor(late), slow) < 0.3 < suite.relative_error(torch.as_tensor(early), slow)
 
 

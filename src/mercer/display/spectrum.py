@@ -120,9 +120,10 @@ class SpectrumDisplay:
 
     def _axis(self, ax: Any, j: int) -> None:
         share = self.weight / self.weight.sum()
-        ax.vlines(self.frequency[:, j], share.min() / 3, share, color=BLUE, linewidth=1.2, alpha=0.5)
+        bottom = min(share.min() / 3, 1e-2)
+        ax.vlines(self.frequency[:, j], bottom, share, color=BLUE, linewidth=1.2, alpha=0.5)
         style = {"fmt": "o", "color": BLUE, "markersize": 5, "elinewidth": 1.2, "alpha": 0.8}
         ax.errorbar(self.frequency[:, j], share, xerr=1 / (2 * np.pi * self.lengthscale[:, j]), **style)
         ax.set_yscale("log")
-        ax.set_ylim(share.min() / 3, 3.0)
+        ax.set_ylim(bottom, 2.0)
         tidy(ax, xlabel=f"cycles per unit of {self.names[j]}", ylabel="share of the prior variance")

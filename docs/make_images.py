@@ -6,6 +6,7 @@ Each function fits a small model, draws one picture and returns its figure.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 
-from mercer import GPClassifier, GPCountRegressor, GPRegressor
-from mercer.display import CalibrationDisplay, EvidenceTraceDisplay, PredictiveDisplay, RelevanceDisplay
+from mercer import GPClassifier, GPCountRegressor, GPPDESolver, GPRegressor
+from mercer.display import (
+    CalibrationDisplay,
+    ErrorDisplay,
+    EvidenceTraceDisplay,
+    PredictiveDisplay,
+    RelevanceDisplay,
+    ResidualDisplay,
+    SolutionDisplay,
+    SpectrumDisplay,
+)
+from mercer.pde import PDE, Box, Dirichlet, Initial, Positive
 
 DPI = 80
 
@@ -96,6 +108,57 @@ def relevance() -> Any:
     return RelevanceDisplay.from_estimator(GPRegressor(kernel="rbf", random_state=0).fit(X, y), X).figure_
 
 
+def fast_wave(x: torch.Tensor) -> torch.Tensor:
+    return torch.sin(500 * x) - 2 * (x - 0.5) ** 2
+
+
+@cache
+def poisson() -> GPPDESolver:
+    """Solve u″ = f, where u is a fast wave on a parabola."""
+    pde = PDE(lambda p, u, d, c: d("xx"), Box(x=(0, 1)), rhs=lambda x: -250_000 * torch.sin(500 * x) - 4)
+    return GPPDESolver(pde, [Dirichlet("boundary", fast_wave)]).fit()
+
+
+@cache
+def burgers() -> GPPDESolver:
+    """Solve Burgers' equation from a sine."""
+    pde = PDE(lambda p, u, d, c: d("t") + u * d("x") - 0.05 * d("xx"), Box(x=(0, 1), t=(0, 0.5)))
+    return GPPDESolver(pde, [Initial(lambda x: torch.sin(np.pi * x)), Dirichlet("x=0"), Dirichlet("x=1")]).fit()
+
+
+def pde_solution() -> Any:
+    return SolutionDisplay.from_estimator(poisson(), fast_wave, window={"x": (0, 0.1)}).figure_
+
+
+def pde_error() -> Any:
+    return ErrorDisplay.from_estimator(poisson(), fast_wave).figure_
+
+
+def pde_plane() -> Any:
+    return SolutionDisplay.from_estimator(burgers(), resolution=101).figure_
+
+
+def pde_residual() -> Any:
+    return ResidualDisplay.from_estimator(burgers()).figure_
+
+
+def pde_spectrum() -> Any:
+    pde = PDE(lambda p, u, d, c: d("t") + 200 * d("x"), Box(x=(0, 1), t=(0, 1)))
+    inflow = Dirichlet("x=0", lambda t: torch.sin(-200 * t))
+    return SpectrumDisplay.from_estimator(GPPDESolver(pde, [Initial(torch.sin), inflow]).fit()).figure_
+
+
+def pde_heat() -> Any:
+    rng = np.random.default_rng(0)
+    X = rng.uniform(size=(30, 2))
+    y = np.exp(-0.05 * np.pi**2 * X[:, 1]) * np.sin(np.pi * X[:, 0]) + 0.01 * rng.normal(size=30)
+    domain, unknowns = Box(x=(0, 1), t=(0, 1)), {"kappa": Positive(0.2)}
+    pde = PDE(lambda p, u, d, c: d("t") - c.kappa * d("xx"), domain, unknowns=unknowns)
+    conditions = [Initial(lambda x: torch.sin(np.pi * x)), Dirichlet("x=0"), Dirichlet("x=1")]
+    solver = GPPDESolver(pde, conditions, n_collocation=16).fit((X, y, 0.01))
+    return SolutionDisplay.from_estimator(solver, observations=(X, y)).figure_
+
+
 PICTURES = (
     predictive_band,
     predictive_step,
@@ -105,6 +168,12 @@ PICTURES = (
     reliability,
     evidence_trace,
     relevance,
+    pde_solution,
+    pde_error,
+    pde_plane,
+    pde_residual,
+    pde_spectrum,
+    pde_heat,
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -109,6 +110,7 @@ class _Fit:
         self.size = 0 if self.features is None else self.features.size
         self.held: Tensor | None = None
         self.n_steps = 1
+        self._reference = [deepcopy(kernel) for kernel in kernels]
         self._begun = [kernel.lengthscale.detach().clone() for kernel in kernels if isinstance(kernel, MixtureKernel)]
         self._values: tuple[Tensor, ...] | None = None
 
@@ -162,7 +164,15 @@ class _Fit:
             )
             values = self._values = found.values
             self.n_steps = found.n_steps
-        return [*equation_rows(pde, self.X, values, coefficients), *known]
+        return [*(self._scaled(part) for part in equation_rows(pde, self.X, values, coefficients)), *known]
+
+    def _scaled(self, part: Rows) -> Rows:
+        """Return rows in units of their prior's standard deviation, so that all coefficients have one tolerance."""
+        fixed = tuple(term._replace(coefficient=term.coefficient.detach()) for term in part.functional)
+        with torch.no_grad():
+            size = functional_diag(self._reference, fixed).clamp_min(1e-300).sqrt()
+        scaled = tuple(term._replace(coefficient=term.coefficient / size) for term in part.functional)
+        return Rows(scaled, part.target / size, part.kind)
 
 
 def _mixtures(solver: Solver, lines: Lines, ratio: float) -> list[Kernel]:

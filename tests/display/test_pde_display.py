@@ -171,6 +171,18 @@ def test_residual_is_shown_between_the_nodes(poisson, advection):
     assert len(few.axes[0]) == 8 and few.axes[0].min() >= 0.5
 
 
+def test_fields_and_equations_of_a_system_are_told_apart():
+    pde = PDE(lambda p, u, d, c: (d("x", "u") - 10 * u.v, d("x", "v") + 10 * u.u), Box(x=(0, 1)), fields=("u", "v"))
+    solver = GPPDESolver(pde, [Dirichlet("x=0", 0.0), Dirichlet("x=0", 1.0, field="v")], n_collocation=30).fit()
+    second = ResidualDisplay.from_estimator(solver, equation=1)
+    np.testing.assert_array_equal(second.residual, solver.residual(second.axes[0][:, None])[1])
+    cosine = ErrorDisplay.from_estimator(solver, lambda x: torch.cos(10 * x), field="v")
+    assert cosine.relative_error < 1e-6 and cosine.ax_.get_ylabel() == "error of v"
+    np.testing.assert_array_equal(
+        SpectrumDisplay.from_estimator(solver, field="v").weight, solver.kernels_[1].weight.detach().numpy()
+    )
+
+
 def test_spectrum_has_a_panel_for_each_axis(advection):
     display = SpectrumDisplay.from_estimator(advection)
     kernel = advection.kernels_[0]

@@ -126,7 +126,9 @@ class Problem:
         J, base = pde.jacobian(X, values, coefficients)
         target = pde.target(X)
         terms = sum((j.detach() * value).square() for j, value in zip(J, values, strict=True))
-        residual = _rms(base.detach() - target) / max(_rms(terms**0.5), _rms(target), 1e-300)
+        residual = _rms(base.detach() - target) / max(
+            _rms(terms**0.5), _rms(target), self._natural(posterior, J), 1e-300
+        )
         boundary = 0.0
         for part in self._checks:
             size = max(_rms(part.target), *(self._size(posterior, term) for term in part.functional), 1e-300)
@@ -147,6 +149,14 @@ class Problem:
             floor = torch.finfo(mean.dtype).tiny
             worst = max(worst, float(((mean - part.target).square() / variance.clamp_min(floor)).mean()))
         return worst if math.isfinite(worst) else 1.0
+
+    def _natural(self, posterior: Posterior, J: Sequence[Tensor]) -> float:
+        """Return the size that terms have for functions that change once over the domain, where they may all vanish."""
+        domain, total = self.pde.domain, 0.0
+        for (field, index), j in zip(self.pde.requests, J, strict=True):
+            u = _rms(posterior.mean(derivative(self.shifted, (0,) * domain.d, field)))
+            total += (_rms(j.detach()) * u / math.prod(b**n for b, n in zip(domain.lengths, index, strict=True))) ** 2
+        return math.sqrt(total)
 
     def _size(self, posterior: Posterior, term: Term) -> float:
         """Return the size of a term of a condition over the whole domain, where it may not vanish."""

@@ -29,7 +29,8 @@ KERNELS = {"gm": "gaussian", "stm": "student"}
 _FIRST_NODES, _MOST_NODES = {1: 256, 2: 64, 3: 16}, {1: 8192, 2: 1024, 3: 96}
 _FEWEST_POINTS, _FEW_POINTS = 2.1, 4.0  # per wavelength
 _FAINT = 1e-3  # of the strongest line: fainter ones do not count as the shortest wavelength
-_RESOLVED = 1e-6  # check that leaves nothing to be asked of boundary data or of the solution's own spectrum
+_RESOLVED = 1e-6  # check that leaves nothing to be asked of boundary data
+_DOUBTFUL = 1e-3  # check from which a non-linear solution's spectrum is taken for another than its data's
 _SUSPECT = 1e-2  # check above which a solution is warned of
 
 
@@ -212,7 +213,7 @@ def _forward(
             best = solver.climb(lines, best, spectrum)
     if best is None:
         raise ValueError("no prior was found that the rows can be conditioned on; take other nodes or method='grid'.")
-    if not pde.linear and best.check.worst > _RESOLVED and given is None and len(pde.fields) == 1:
+    if not pde.linear and best.check.worst > _DOUBTFUL and given is None and len(pde.fields) == 1:
         counts = tuple(min(n, {1: 4096, 2: 256, 3: 48}[min(pde.domain.d, 3)]) for n in problem.counts)
         values = best.posterior.mean(_values_at(pde, counts))
         best = solver.climb(solution_lines(pde.domain, counts, values, most=32), best, spectrum)

@@ -30,7 +30,7 @@ _RATIOS = {1: (2.0, 4.0, 8.0, 16.0, 32.0), 2: (0.5, 1.0, 2.0, 4.0, 8.0, 11.0, 16
 _DENSE_RATIOS = (2.0, 4.0, 8.0)
 _SPARE = {1: 8, 2: 3, 3: 3}
 # features up to which a check this small is worth having; what is better is not worth more features
-_WORTH = ((600, 1e-9), (2000, 1e-6), (MOST_FEATURES, 1e-4))
+_WORTH = ((600, 1e-9), (2000, 1e-6), (MOST_FEATURES, 1e-3))
 _POOR = 1e-6  # check above which the evidence is tried
 _LEARNED_ROWS = 1500  # most rows with which an evaluation of the dense evidence is worth its n³
 _LEARNED_WORK = 2e9  # n m² likewise

@@ -63,6 +63,8 @@ class GPPDESolver(BaseEstimator):
         ``value``, ``std``, ``identified`` and ``drop`` of each unknown coefficient.
     kernels_ : list of gpytorch Kernel
         Prior of each field, in the units of X.
+    lines_ : Lines
+        Frequencies that were found, in cycles per unit of X, and their amplitudes.
     fit_report_ : Report
         Method and reason, nugget, ŝ², residual at shifted nodes, boundary error, nodes per shortest wavelength,
         linearisation steps, status.
@@ -134,7 +136,9 @@ class GPPDESolver(BaseEstimator):
         TypeError
             float32, or something that is no PDE or condition.
         ValueError
-            Observations off the domain, fewer than 2.1 nodes per shortest wavelength, or a method that does not fit.
+            Observations off the domain, or a method that does not fit.
+        UnderresolvedError
+            Fewer than 2.1 nodes per shortest wavelength: raise ``n_collocation``. A ValueError too.
         """
         self._check_parameters()
         pde: PDE = self.pde

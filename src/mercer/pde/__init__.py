@@ -4,6 +4,19 @@ from mercer.pde.conditions import Dirichlet, Initial, Neumann, Periodic, Robin
 from mercer.pde.domain import Box
 from mercer.pde.equation import PDE
 from mercer.pde.problem import Sensors
+from mercer.pde.solve import UnderresolvedError
 from mercer.pde.unknowns import Positive, Real
 
-__all__ = ["PDE", "Box", "Dirichlet", "Initial", "Neumann", "Periodic", "Positive", "Real", "Robin", "Sensors"]
+__all__ = [
+    "PDE",
+    "Box",
+    "Dirichlet",
+    "Initial",
+    "Neumann",
+    "Periodic",
+    "Positive",
+    "Real",
+    "Robin",
+    "Sensors",
+    "UnderresolvedError",
+]

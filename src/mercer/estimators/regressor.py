@@ -1,4 +1,7 @@
-"""Gaussian-process regression."""
+"""Gaussian-process regression.
+
+The file is long because it holds the public documentation of one class; the methods themselves are short.
+"""
 
 from __future__ import annotations
 

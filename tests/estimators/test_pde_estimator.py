@@ -1,6 +1,9 @@
 """GPPDESolver behind scikit-learn's contract: parameters, containers, reports, and what is refused."""
 
 import math
+import re
+import warnings
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from mercer import GPPDESolver
-from mercer.kernels import RBF
-from mercer.pde import PDE, Box, Dirichlet, Positive, Sensors
+from mercer.kernels import RBF, GaussianMixture
+from mercer.pde import PDE, Box, Dirichlet, Initial, Periodic, Positive, Sensors
+from mercer.pde.grid import solve_grid
 
 D = torch.float64
 
@@ -102,7 +106,7 @@ def test_report_confesses(fitted):
     assert report.method == "features" and report.n_nodes == (64,) and report.seconds > 0
     assert report.residual < 1e-9 and report.boundary_error < 1e-9 and report.scale < 10
     assert abs(report.points_per_wavelength - 64 * 2 * math.pi / 20) < 0.1
-    for word in ("method", "residual", "nugget", "evidence", "linearisation"):
+    for word in ("method", "residual", "nugget", "evidence", "step(s), linear"):
         assert word in str(report)
 
 
@@ -186,3 +190,74 @@ def test_grid_method_has_no_sd():
     np.testing.assert_allclose(solver.predict([[0.3]]), [math.sin(6.0)], atol=1e-3)
     with pytest.raises(NotImplementedError, match="features"):
         solver.predict([[0.3]], return_std=True)
+
+
+def test_the_published_training_is_behind_the_estimator():
+    options = {"max_iter": 30, "frequency_scale": 5.0, "n_components": 4}
+    solver = GPPDESolver(equation(), CONDITIONS, method="grid", compat=options, n_collocation=40)
+    with pytest.warns(UserWarning, match="not resolved"):
+        solver.fit()
+    same = solve_grid(equation(), CONDITIONS, None, 40, compat=True, spectrum="gaussian", **options)
+    X = np.linspace(0, 1, 7)[:, None]
+    np.testing.assert_array_equal(solver.predict(X), same.mean(torch.as_tensor(X)).numpy())
+    assert solver.fit_report_.n_steps == 30 and "published" in str(solver.fit_report_)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compat": True}, "method='grid'"),
+        ({"compat": True, "method": "grid", "kernel": RBF(0.1)}, "kernel='gm'"),
+        ({"compat": {"rate": 1}, "method": "grid"}, "not rate"),
+    ],
+)
+def test_what_the_published_training_cannot_do(options, message):
+    with pytest.raises(ValueError, match=message):
+        GPPDESolver(equation(), CONDITIONS, n_collocation=40, **options).fit()
+
+
+def test_components_that_learning_leaves_without_weight_are_pruned_and_confessed():
+    kernel = GaussianMixture(weight=[1.0, 1.0, 1.0], lengthscale=0.2, frequency=[0.0, 20 / (2 * math.pi), 30.0])
+    learned, held = (
+        GPPDESolver(equation(), CONDITIONS, kernel=kernel, n_collocation=80, optimizer=how).fit()
+        for how in ("lbfgs", None)
+    )
+    assert learned.kernels_[0].n_components < 3 and held.kernels_[0].n_components == kernel.n_components == 3
+    assert "pruned" in str(learned.fit_report_) and "pruned" not in str(held.fit_report_)
+    assert learned.fit_report_.residual < held.fit_report_.residual
+
+
+@pytest.mark.parametrize(
+    ("residual", "conditions", "lacking"),
+    [
+        (lambda p, v, d, c: 3 * d("x") + d("t"), [Initial(torch.sin)], "along x .0 of 1."),
+        (lambda p, v, d, c: d("t") - d("xx"), [Initial(0.0), Dirichlet("x=0")], "along x .1 of 2."),
+        (lambda p, v, d, c: d("tt") - d("xx"), [Initial(torch.sin), Dirichlet("boundary")], "along t .1 of 2."),
+        (lambda p, v, d, c: 3 * d("x") + d("t"), [Initial(torch.sin), Periodic("x", 1)], None),
+        (lambda p, v, d, c: d("xt") - 1, [Initial(0.0), Dirichlet("x=0")], None),
+    ],
+)
+def test_axes_without_enough_conditions_are_named(residual, conditions, lacking):
+    solver = GPPDESolver(PDE(residual, Box(x=(0, 1), t=(0, 1))), conditions, n_collocation=12)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solver.fit()
+    found = [str(w.message) for w in caught if "fewer conditions" in str(w.message)]
+    assert bool(found) == bool(lacking) and all(re.search(lacking, message) for message in found)
+    assert solver.fit_report_.warnings[: len(found)] == found or not found
+
+
+def test_progress_is_shown_on_request(capfd):
+    GPPDESolver(equation(), CONDITIONS, n_collocation=40, verbose=1).fit()
+    assert "equation met to" in capfd.readouterr().err
+    GPPDESolver(equation(), CONDITIONS, n_collocation=40).fit()
+    assert capfd.readouterr().err == ""
+
+
+def test_an_interrupted_fit_leaves_the_solver_as_it_was(monkeypatch):
+    solver = GPPDESolver(equation(), CONDITIONS, n_collocation=40).fit()
+    before, report = solver.predict([[0.3]]), solver.fit_report_
+    monkeypatch.setattr("mercer.pde.priors.FeaturePosterior", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        solver.fit()
+    assert solver.predict([[0.3]]) == before and solver.fit_report_ is report

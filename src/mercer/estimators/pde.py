@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mercer.estimators._pde_inputs import check_observations, check_points
 from mercer.kernels import Functional
@@ -51,6 +52,11 @@ class GPPDESolver(BaseEstimator):
         Most Gauss–Newton steps.
     extrapolate : bool, default=False
         Let `predict` and `sample` leave the domain.
+    compat : bool or dict, default=False
+        With ``method="grid"``, train as published (Fang et al., 2024): 10⁵ steps of Adam on a penalty. A dict gives
+        ``max_iter``, ``seconds``, ``frequency_scale`` (cycles per unit of X), ``n_components``, ``boundary_weight``.
+    verbose : int, default=0
+        Show a progress bar: conditionings so far, and how well the last solution meets the equation.
     dtype : {"float64"}, default="float64"
         Other precisions are refused: fourth derivatives of fast waves leave float32 no correct digit.
     device : str or torch.device, default=None
@@ -103,6 +109,8 @@ class GPPDESolver(BaseEstimator):
         optimizer: str | None = "lbfgs",
         max_steps: int = 20,
         extrapolate: bool = False,
+        compat: bool | dict[str, Any] = False,
+        verbose: int = 0,
         dtype: str = "float64",
         device: Any = None,
     ):
@@ -115,6 +123,8 @@ class GPPDESolver(BaseEstimator):
         self.optimizer = optimizer
         self.max_steps = max_steps
         self.extrapolate = extrapolate
+        self.compat = compat
+        self.verbose = verbose
         self.dtype = dtype
         self.device = device
 
@@ -143,7 +153,13 @@ class GPPDESolver(BaseEstimator):
         self._check_parameters()
         pde: PDE = self.pde
         sensors = check_observations(observations, pde.domain, self._device())
-        with self._threads():
+        with self._threads(), tqdm(desc="conditionings", disable=not self.verbose) as bar:
+
+            def tell(text: str) -> None:
+                bar.update(not text)
+                if text:
+                    bar.set_postfix_str(text)
+
             solved = solve(
                 pde,
                 list(self.conditions),
@@ -155,6 +171,8 @@ class GPPDESolver(BaseEstimator):
                 optimizer=self.optimizer,
                 max_steps=self.max_steps,
                 device=self._device(),
+                compat=self.compat,
+                tell=tell,
             )
         self.posterior_ = solved.posterior
         self.kernels_ = solved.kernels

@@ -116,6 +116,10 @@ class Robin:
             return [domain.face(self.where)]
         return domain.faces([j for j, name in enumerate(domain.names) if name != "t"])
 
+    def per_axis(self, domain: Box) -> list[int]:
+        """Return how many conditions this is along each axis."""
+        return [sum(column == j for column, _ in self.faces(domain)) for j in range(domain.d)]
+
     def given(self, domain: Box, column: int, X: Tensor) -> Tensor:
         """Return g at points of a face across ``column``, (n,)."""
         whole = self.where == "boundary"
@@ -177,6 +181,10 @@ class Initial:
         """Return the initial face; see `Robin.faces`."""
         return [(domain.column(self.time), False)]
 
+    def per_axis(self, domain: Box) -> list[int]:
+        """Return how many conditions this is along each axis."""
+        return [int(j == domain.column(self.time)) for j in range(domain.d)]
+
     def given(self, domain: Box, column: int, X: Tensor) -> Tensor:
         """Return g at points of the initial face, (n,)."""
         known = [X[:, j] for j in range(domain.d) if j != column]
@@ -222,6 +230,10 @@ class Periodic:
             here[order * k : (order + 1) * k] = 1.0
             terms += [Term(here, X[1], index, field), Term(-here, X[0], index, field)]
         return tuple(terms), low.new_zeros(self.order * k)
+
+    def per_axis(self, domain: Box) -> list[int]:
+        """Return how many conditions this is along each axis."""
+        return [self.order * int(j == domain.column(self.axis)) for j in range(domain.d)]
 
 
 Condition = Robin | Initial | Periodic

@@ -81,9 +81,10 @@ class Search:
                 kind = h.name.rpartition(".")[2]
                 if every:
                     index = list(range(len(start), len(start) + base.numel()))
-                    reach = 0.5 if kind == "frequency" else 5.0 if kind in ("weight", "outputscale") else 1.0
+                    # a weight may vanish, and its component is pruned then
+                    reach = {"frequency": (-0.5, 0.5), "weight": (-25.0, 5.0), "outputscale": (-5.0, 5.0)}
                     start += [0.0] * base.numel()
-                    bounds += [(-reach, reach)] * base.numel()
+                    bounds += [reach.get(kind, (-1.0, 1.0))] * base.numel()
                 elif kind in ("weight", "outputscale", "lengthscale"):
                     group = "lengthscale" if kind == "lengthscale" else "amplitude"
                     if group not in places:

@@ -155,7 +155,7 @@ def solve_grid(
     small = equation.size <= SMALL
     weight = 1.0 if boundary_weight is None else boundary_weight
     if kernels is None:
-        rough = _sides(pde, conditions, [Axis(x, _any_kernel(x)) for x in equation.nodes])
+        rough = _sides(pde, conditions, [Axis(x, any_kernel(x)) for x in equation.nodes])
         forced = kernels_of_data(equation, rough, spectrum)
         best = _solved(equation, conditions, forced, None, small, weight, deadline)
         # waves of a non-linear equation's solution need not be those of its forcing
@@ -228,7 +228,7 @@ def _sides(pde: PDE, conditions: Sequence[Any], axes: Sequence[Axis]) -> list[Si
     return [side for condition in conditions for side in condition_sides(condition, pde.domain, axes)]
 
 
-def _any_kernel(nodes: Tensor) -> Kernel:
+def any_kernel(nodes: Tensor) -> Kernel:
     """Return some kernel: targets of sides do not depend on it."""
     length = float(nodes[-1] - nodes[0])
     return StudentMixture(weight=[1.0], lengthscale=[length / 2], frequency=[0.0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from mercer.kernels import Kernel
 from mercer.kernels.functionals import Functional
 from mercer.pde.axes import Axis
-from mercer.pde.grid import solve_grid
+from mercer.pde.grid import any_kernel, solve_grid
 from mercer.pde.grid_equation import GridEquation
 from mercer.pde.grid_kernels import kernels_of_data
 from mercer.pde.problem import Problem
@@ -20,14 +20,17 @@ from mercer.pde.rows import Rows
 from mercer.pde.sides import condition_sides
 from mercer.pde.sylvester import separate, solve_sylvester
 
+COMPAT_OPTIONS = ("max_iter", "seconds", "frequency_scale", "n_components", "boundary_weight")
+
 
 class GridPosterior:
     """The mean of a solution on a grid; it has no variance, and says so."""
 
     log_evidence = scale = nugget = surprise = math.nan
 
-    def __init__(self, method: str, interpolant: Any, n_nodes: int):
+    def __init__(self, method: str, interpolant: Any, n_nodes: int, notes: Sequence[str] = ()):
         self.method, self.interpolant = method, interpolant
+        self.notes = ["a point, and no posterior.", *notes]
         self.noise_variance = torch.zeros(n_nodes, dtype=torch.float64)
 
     def mean(self, L: Functional) -> Tensor:
@@ -70,18 +73,47 @@ def is_separable(problem: Problem) -> bool:
 
 
 def grid_posterior(
-    method: str, problem: Problem, spectrum: str, kernels: Sequence[Kernel] | None
+    method: str,
+    problem: Problem,
+    spectrum: str,
+    kernels: Sequence[Kernel] | None,
+    compat: bool | Mapping[str, Any] = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[GridPosterior, str, int]:
-    """Return the solution on the problem's nodes, how it ended, and the number of steps."""
+    """Return the solution on the problem's nodes, how it ended, and the number of steps.
+
+    ``compat`` runs the published training, a mapping with its options; ``tell`` is called after each of its steps.
+    """
     pde, conditions = problem.pde, problem.conditions
     if kernels is not None:
         kernels = list(kernels) * pde.domain.d if len(kernels) == 1 else list(kernels)
+    if compat:
+        options = dict(compat) if isinstance(compat, Mapping) else {}
+        if strange := sorted(set(options) - set(COMPAT_OPTIONS)):
+            raise ValueError(f"compat takes {', '.join(COMPAT_OPTIONS)}, not {', '.join(strange)}.")
+        trained = solve_grid(
+            pde,
+            conditions,
+            None,
+            problem.counts,
+            compat=True,
+            spectrum=spectrum,
+            device=problem.device,
+            on_iteration=lambda step, solution: tell(""),
+            **options,
+        )
+        notes = ["trained as published: steps are those of Adam."]
+        posterior = GridPosterior("grid", trained.interpolant, trained.values.numel(), notes)
+        return posterior, trained.status, trained.report["n_iter"]
     if method == "grid":
         found = solve_grid(pde, conditions, kernels, problem.counts, spectrum=spectrum, device=problem.device)
-        return GridPosterior(method, found.interpolant, found.values.numel()), found.status, len(found.trace)
+        notes = [f"solved by {found.report['method']}."]
+        if found.report.get("capped"):
+            notes.append("the precision of the equation is at its cap: without one it would grow without limit.")
+        return GridPosterior(method, found.interpolant, found.values.numel(), notes), found.status, len(found.trace)
     equation = GridEquation(pde, pde.domain.axes(problem.counts, problem.device))
     if kernels is None:
-        rough = [Axis(x, kernel) for x, kernel in zip(equation.nodes, _rough(equation.nodes), strict=True)]
+        rough = [Axis(x, any_kernel(x)) for x in equation.nodes]
         sides = [side for condition in conditions for side in condition_sides(condition, pde.domain, rough)]
         kernels = kernels_of_data(equation, sides, spectrum)
     axes = [Axis(x, kernel) for x, kernel in zip(equation.nodes, kernels, strict=True)]
@@ -91,9 +123,3 @@ def grid_posterior(
     coefficients = {index: j[0].reshape(problem.counts) for (_, index), j in zip(pde.requests, J, strict=True)}
     done = solve_sylvester(axes, coefficients, (pde.target(X) - base)[0].reshape(problem.counts), sides)
     return GridPosterior(method, done.stats["interpolant"], len(X)), done.status, 1
-
-
-def _rough(nodes: Sequence[Tensor]) -> list[Kernel]:
-    from mercer.kernels import Matern52
-
-    return [Matern52(lengthscale=float(x[-1] - x[0]) / 2) for x in nodes]

@@ -82,6 +82,7 @@ def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor]) 
     problem, best, smallest = solver.problem, None, math.inf
     exact = Problem(problem.pde, problem.conditions, problem.counts, (), problem.device)
     trial_solver = Solver(exact, solver.method, TOLERANCE if solver.nugget is None else solver.nugget, solver.max_steps)
+    trial_solver.tell = solver.tell
     trial_solver.coefficients = coefficients
     for ratio in _RATIOS[1:] if problem.pde.domain.d == 1 else _RATIOS:
         kernels = _mixtures(solver, lines, ratio)

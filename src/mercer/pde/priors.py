@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mercer.kernels import Kernel, MixtureKernel
+from mercer.kernels import Kernel, MixtureKernel, prune
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.pde.basis import Features
 from mercer.pde.dense import DensePosterior
@@ -47,6 +47,7 @@ class Trial:
     n_steps: int
     status: str
     n_evaluations: int = 0
+    n_pruned: int = 0
 
 
 class Solver:
@@ -60,10 +61,19 @@ class Solver:
         Relative nugget η; by default 1e-20 for features, and a ladder from 1e-10 for the dense solver.
     max_steps : int
         Of Gauss–Newton.
+    tell : callable
+        Called after each conditioning, with what there is to say of the last prior.
     """
 
-    def __init__(self, problem: Problem, method: str, nugget: float | None = None, max_steps: int = 20):
-        self.problem, self.method, self.max_steps = problem, method, max_steps
+    def __init__(
+        self,
+        problem: Problem,
+        method: str,
+        nugget: float | None = None,
+        max_steps: int = 20,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self.problem, self.method, self.max_steps, self.tell = problem, method, max_steps, tell
         self.nugget = nugget
         self.coefficients: Mapping[str, Tensor] | None = None
         self._last: Posterior | None = None
@@ -93,13 +103,20 @@ class Solver:
         self, kernels: Sequence[Kernel], features: Features | None, held: Tensor | None = None
     ) -> Callable[[Sequence[Rows]], Posterior]:
         """Return the function that conditions a prior on rows; ``held`` are nugget variances that stay."""
-        if features is not None:
-            nugget = NUGGET if self.nugget is None else self.nugget
-            return lambda rows: FeaturePosterior(features, rows, nugget, held)
-        if self.nugget is None:
-            return lambda rows: DensePosterior(kernels, rows, nugget_variance=held)
-        ladder = tuple(self.nugget * factor for factor in (1.0, 10.0, 100.0, 1e3, 1e4))
-        return lambda rows: DensePosterior(kernels, rows, ladder, held)
+
+        def condition(rows: Sequence[Rows]) -> Posterior:
+            posterior: Posterior
+            if features is not None:
+                posterior = FeaturePosterior(features, rows, NUGGET if self.nugget is None else self.nugget, held)
+            elif self.nugget is None:
+                posterior = DensePosterior(kernels, rows, nugget_variance=held)
+            else:
+                ladder = tuple(self.nugget * factor for factor in (1.0, 10.0, 100.0, 1e3, 1e4))
+                posterior = DensePosterior(kernels, rows, ladder, held)
+            self.tell("")
+            return posterior
+
+        return condition
 
     def solve(self, kernels: list[Kernel]) -> Trial:
         """Condition under one prior, by Gauss–Newton where the equation is not linear."""
@@ -116,6 +133,7 @@ class Solver:
             self.max_steps,
         )
         check = self.problem.check(found.posterior, self.coefficients)
+        self.tell(f"{features.size if features else 'no'} features, equation met to {check.worst:.1e}")
         return Trial(kernels, found.posterior, check, found.n_steps, found.status)
 
     def climb(self, lines: Lines, best: Trial | None = None, spectrum: str = "gaussian") -> Trial | None:
@@ -174,7 +192,9 @@ class Solver:
         evidence = Evidence(search, lambda c, s: rows, condition)
         maximum = evidence.maximise()
         evidence.posterior(maximum.theta)
-        learned = self.solve(kernels)
+        pruned, dropped = zip(*(prune(kernel) for kernel in kernels), strict=True)
+        learned = self.solve(list(pruned))
+        learned.n_pruned = sum(dropped)
         learned.n_evaluations = trial.n_evaluations = maximum.n_evaluations
         return learned if learned.check.worst < trial.check.worst else trial
 

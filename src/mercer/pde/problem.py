@@ -115,9 +115,23 @@ class Problem:
         rows = [self._condition(condition, self.counts, most) for condition in self.conditions]
         return [*rows, *(sensor.rows(self.pde, log_noise) for sensor in self.sensors)]
 
-    def start(self, values: float = 0.0) -> list[Tensor]:
-        """Return values for each request at the shifted nodes."""
-        return [torch.full_like(self.shifted[:, 0], values) for _ in self.pde.requests]
+    def undetermined(self) -> list[str]:
+        """Return the axes, with their fields, that have fewer conditions than the equation has derivatives.
+
+        Something of the solution is then left to the prior. Enough of them need not be the right ones.
+        """
+        pde, found = self.pde, []
+        for field, name in enumerate(pde.fields):
+            given = [0] * pde.domain.d
+            for condition in self.conditions:
+                if field_number(condition.field, pde.fields) == field:
+                    given = [a + b for a, b in zip(given, condition.per_axis(pde.domain), strict=True)]
+            for j, axis in enumerate(pde.domain.names):
+                order = max((index[j] for where, index in pde.requests if where == field), default=0)
+                if given[j] < order:
+                    of_field = f" of {name}" if len(pde.fields) > 1 else ""
+                    found.append(f"{axis}{of_field} ({given[j]} of {order})")
+        return found
 
     def check(self, posterior: Posterior, coefficients: Mapping[str, Tensor] | None = None) -> Check:
         """Return the residual at shifted nodes and the error of conditions on shifted points of the faces."""

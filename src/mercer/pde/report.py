@@ -54,12 +54,14 @@ class Report:
             f"method      {self.method}: {self.reason}",
             f"nodes       {nodes}, {self.points_per_wavelength:.3g} per shortest wavelength",
             f"size        {self.n_rows} rows, {self.n_features or 'no'} features, {self.n_lines} lines of the spectrum",
-            f"fit         {self.n_steps} linearisation(s), {self.status}",
+            f"fit         {self.n_steps} step(s), {self.status}",
             f"residual    {self.residual:.2g} at shifted nodes, conditions {self.boundary_error:.2g} (relative)",
-            f"numerics    relative nugget {self.nugget:g}, scale ŝ² = {self.scale:.3g}, raised by {self.surprise:.3g}",
-            f"evidence    {self.log_evidence:.6g} nats",
-            f"cost        {self.seconds:.2f} s",
         ]
+        if math.isfinite(self.scale):  # a point on a grid has none
+            scale = f"scale ŝ² = {self.scale:.3g}, raised by {self.surprise:.3g}"
+            lines.append(f"numerics    relative nugget {self.nugget:g}, {scale}")
+            lines.append(f"evidence    {self.log_evidence:.6g} nats")
+        lines.append(f"cost        {self.seconds:.2f} s")
         lines += [f"note        {note}" for note in self.notes]
         lines += [f"WARNING     {warning}" for warning in self.warnings]
         return "\n".join(lines)

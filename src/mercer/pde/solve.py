@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,8 @@ def solve(
     optimizer: str | None = "lbfgs",
     max_steps: int = 20,
     device: torch.device | None = None,
+    compat: bool | Mapping[str, Any] = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Solved:
     """Solve an equation.
 
@@ -82,6 +84,10 @@ def solve(
     max_steps : int
         Of Gauss–Newton.
     device : torch.device, optional
+    compat : bool or mapping
+        With ``method="grid"``, the published training, with its options; see `solve_grid`.
+    tell : callable
+        Called after each conditioning, with what there is to say of the best solution so far.
 
     Returns
     -------
@@ -100,13 +106,17 @@ def solve(
     counts, forced, lines = resolve_nodes(pde, conditions, n_collocation, report)
     problem = Problem(pde, conditions, counts, sensors, device)
     report.n_nodes = problem.counts
-    solver = Solver(problem, "features" if spectrum == "gaussian" else "dense", nugget, max_steps)
+    solver = Solver(problem, "features" if spectrum == "gaussian" else "dense", nugget, max_steps, tell)
+    if compat and (method != "grid" or not isinstance(kernel, str)):
+        raise ValueError("compat needs method='grid' and kernel='gm' or 'stm': it is the published training.")
     report.method, report.reason = choose(method, kernel, solver, forced if len(forced) else lines)
     coefficients: dict[str, Coefficient] = {}
     given = None if isinstance(kernel, str) else [deepcopy(kernel) for _ in pde.fields]
     if report.method in ("grid", "sylvester"):
-        posterior, status, steps = grid_posterior(report.method, problem, spectrum or "student", given)
+        lined = spectrum or "student"
+        posterior, status, steps = grid_posterior(report.method, problem, lined, given, compat, tell)
         trial = Trial(given or [], posterior, problem.check(posterior), steps, status)
+        report.notes += posterior.notes
     else:
         solver.method = report.method
         if sensors or pde.unknowns:
@@ -119,6 +129,11 @@ def solve(
             trial = _forward(solver, forced, lines, spectrum, given, optimizer)
             trial.posterior.surprise = max(1.0, problem.surprise(trial.posterior))
     _describe(report, trial, problem, lines)
+    if not sensors and (lacking := problem.undetermined()):
+        report.warn(
+            f"fewer conditions than the equation has derivatives along {', '.join(lacking)}: where none reaches, the "
+            "solution is the prior's guess and its standard deviation can be far too small. Add conditions."
+        )
     for name, found in coefficients.items():
         if not found.identified:
             report.warn(f"{name} is {found}: observe more, or elsewhere.")
@@ -234,7 +249,9 @@ def _describe(report: Report, trial: Trial, problem: Problem, lines: Lines) -> N
     report.n_rows = len(posterior.noise_variance)
     features = getattr(posterior, "features", None)
     report.n_features = 0 if features is None else features.size
-    if not problem.pde.linear:
+    if trial.n_pruned:
+        report.notes.append(f"{trial.n_pruned} component(s) of the prior had less than 1e-8 of its variance: pruned.")
+    if not problem.pde.linear and report.method not in ("grid", "sylvester"):
         report.notes.append("the posterior is that of the last linearisation (Laplace's approximation).")
     if not problem.sensors and trial.check.worst > _SUSPECT:
         report.warn(

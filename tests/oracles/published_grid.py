@@ -43,6 +43,23 @@ def matrix(spectrum, x, parameters, order):
     return torch.stack(rows)
 
 
+def derivatives(spectrum, axes, U, kernels):
+    """The function that returns any derivative of grid values at the nodes, in the short form."""
+    eye = [torch.eye(len(x), dtype=torch.float64) for x in axes]
+    K = {(j, order): matrix(spectrum, x, kernels[j], order) for j, x in enumerate(axes) for order in range(3)}
+
+    def derivative(*orders):
+        factors = [
+            eye[j] if not n else K[j, n] @ torch.linalg.inv(K[j, 0] + 1e-6 * eye[j]) for j, n in enumerate(orders)
+        ]
+        dense = factors[0]
+        for factor in factors[1:]:
+            dense = torch.kron(dense, factor)
+        return (dense @ U.reshape(-1)).reshape(U.shape)
+
+    return derivative
+
+
 def objective(spectrum, axes, U, log_tau, log_v, kernels, residual, forcing, boundary, boundary_weight):
     """J of §4.
 
@@ -50,8 +67,7 @@ def objective(spectrum, axes, U, log_tau, log_v, kernels, residual, forcing, bou
     ``boundary`` is a list of (index of node per axis, value), corners as often as they are on a side.
     """
     eye = [torch.eye(len(x), dtype=torch.float64) for x in axes]
-    K = {(j, order): matrix(spectrum, x, kernels[j], order) for j, x in enumerate(axes) for order in range(3)}
-    C = [K[j, 0] + 1e-6 * eye[j] for j in range(len(axes))]
+    C = [matrix(spectrum, x, kernels[j], 0) + 1e-6 * eye[j] for j, x in enumerate(axes)]
     whole = C[0]
     for factor in C[1:]:
         whole = torch.kron(whole, factor)
@@ -60,12 +76,5 @@ def objective(spectrum, axes, U, log_tau, log_v, kernels, residual, forcing, bou
     gap = sum((U[place] - value) ** 2 for place, value in boundary)
     J = J + boundary_weight * (0.5 * len(boundary) * log_tau - 0.5 * torch.exp(log_tau) * gap)
 
-    def derivative(*orders):
-        factors = [eye[j] if not n else K[j, n] @ torch.linalg.inv(C[j]) for j, n in enumerate(orders)]
-        dense = factors[0]
-        for factor in factors[1:]:
-            dense = torch.kron(dense, factor)
-        return (dense @ u).reshape(U.shape)
-
-    r = residual(derivative) - forcing
+    r = residual(derivatives(spectrum, axes, U, kernels)) - forcing
     return J + 0.5 * U.numel() * log_v - 0.5 * torch.exp(log_v) * (r**2).sum()

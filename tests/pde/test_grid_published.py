@@ -82,6 +82,50 @@ def test_the_objective_and_its_gradient_are_those_of_a_dense_one(problem, spectr
         torch.testing.assert_close(found, truth, rtol=0, atol=1e-9 * max(1.0, float(truth.abs().max())))
 
 
+@pytest.mark.parametrize("problem", [one_axis, two_axes])
+def test_the_objective_of_a_correction_is_that_of_the_sum_with_a_dense_one(problem):
+    published, residual, boundary = problem("gaussian")
+    equation = published.equation
+    first = drawn(equation.shape, 3)
+    second = Parameters.correction(first)
+    assert float(second.log_tau) == float(first.log_tau) and not second.log_v and not second.U.any()
+    assert all(weight.exp().tolist() == [1.0] for weight in second.log_weight)
+    with torch.no_grad():
+        for tensor in second.tensors():
+            tensor += torch.linspace(-0.3, 0.4, tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
+    value = published.beyond(first)(second)
+    gradient = torch.autograd.grad(value, second.tensors())
+    kernels = [list(zip(p.log_weight, p.log_scale, p.frequency, strict=True)) for p in (first, second)]
+    frozen = oracle.derivatives("gaussian", equation.nodes, first.U.detach(), kernels[0])
+    expected = oracle.objective(
+        "student",
+        equation.nodes,
+        second.U,
+        second.log_tau,
+        second.log_v,
+        kernels[1],
+        lambda d: residual(lambda *orders: d(*orders) + frozen(*orders).detach()),
+        equation.rhs,
+        [(place, value - first.U[place].detach()) for place, value in boundary],
+        published.boundary_weight,
+    )
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
+    for found, truth in zip(gradient, torch.autograd.grad(expected, second.tensors()), strict=True):
+        torch.testing.assert_close(found, truth, rtol=0, atol=1e-9 * max(1.0, float(truth.abs().max())))
+
+
+def test_a_correction_takes_over_and_leaves_the_rest_as_it_is():
+    pde, conditions = poisson()
+    options = {"compat": True, "n_components": 4}
+    first = solve_grid(pde, conditions, None, 16, max_iter=20, **options)
+    both = solve_grid(pde, conditions, None, 16, max_iter=40, change_point=0.5, **options)
+    mixture, correction = both.interpolant.parts
+    torch.testing.assert_close(mixture.values, first.values, rtol=0, atol=0)
+    torch.testing.assert_close(both.values, first.values + correction.values)
+    assert correction.values.any() and both.report["n_iter"] == 40
+    assert all(axis.kernel.n_components == 1 and not axis.kernel.frequency.any() for axis in correction.axes)
+
+
 def test_training_starts_where_the_reference_does():
     start = Parameters.start((4, 3), 20.0, 5, torch.device("cpu"))
     assert not start.U.any() and start.U.shape == (4, 3)

@@ -54,7 +54,8 @@ class GPPDESolver(BaseEstimator):
         Let `predict` and `sample` leave the domain.
     compat : bool or dict, default=False
         With ``method="grid"``, train as published (Fang et al., 2024): 10⁵ steps of Adam on a penalty. A dict gives
-        ``max_iter``, ``seconds``, ``frequency_scale`` (cycles per unit of X), ``n_components``, ``boundary_weight``.
+        ``max_iter``, ``seconds``, ``frequency_scale`` (cycles per unit of X), ``n_components``, ``boundary_weight``,
+        and ``change_point``, the part of the training after which a smooth correction is trained instead.
     verbose : int, default=0
         Show a progress bar: conditionings so far, and how well the last solution meets the equation.
     dtype : {"float64"}, default="float64"

@@ -161,6 +161,22 @@ class Interpolant:
         return (turned / (basis.values + basis.nugget)) @ basis.vectors.mT, place
 
 
+class InterpolantSum:
+    """The sum of interpolants of the same box."""
+
+    def __init__(self, parts: Sequence[Interpolant]):
+        self.parts = list(parts)
+        self.nuggets = self.parts[0].nuggets
+
+    def at(self, X: Tensor, index: Sequence[int]) -> Tensor:
+        """Return ∂^index u at points X (n, D), (n,)."""
+        return torch.stack([part.at(X, index) for part in self.parts]).sum(0)
+
+    def on(self, points: Sequence[Tensor], index: Sequence[int]) -> Tensor:
+        """Return ∂^index u on the product of D sets of points (M_j,), (M_1, …, M_D)."""
+        return torch.stack([part.on(points, index) for part in self.parts]).sum(0)
+
+
 class _Smoother(NamedTuple):
     """K = V Λ Vᵀ of one axis, and the η of predictions in the units of K."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mercer.kernels import Kernel, StudentMixture
 from mercer.linalg.cholesky import Solution
 from mercer.linalg.kronecker import kron_whiten
-from mercer.pde.axes import Axis, Interpolant
+from mercer.pde.axes import Axis, Interpolant, InterpolantSum
 from mercer.pde.equation import PDE
 from mercer.pde.grid_equation import GridEquation
 from mercer.pde.grid_kernels import alike, kernels_of_data, kernels_of_solution
@@ -53,7 +53,7 @@ class GridSolution:
 
     axes: tuple[Axis, ...]
     values: Tensor
-    interpolant: Interpolant
+    interpolant: Interpolant | InterpolantSum
     status: str
     trace: list[float]
     report: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +86,7 @@ def solve_grid(
     seconds: float | None = None,
     frequency_scale: float | None = None,
     n_components: int = 30,
+    change_point: float | None = None,
     boundary_weight: float | None = None,
     device: torch.device | None = None,
     on_iteration: Callable[[int, Callable[[], GridSolution]], None] | None = None,
@@ -114,6 +115,8 @@ def solve_grid(
         Largest frequency at the start of ``compat=True``, in cycles per unit of X; 20 by default.
     n_components : int
         Lines per axis of ``compat=True``.
+    change_point : float, optional
+        With ``compat=True``: part of the training after which one smooth process is trained to correct the solution.
     boundary_weight : float, optional
         λ_b of the conditions; 1, or 200 for ``compat=True``.
     device : torch.device, optional
@@ -149,6 +152,7 @@ def solve_grid(
             seconds=seconds,
             frequency_scale=20.0 if frequency_scale is None else frequency_scale,
             n_components=n_components,
+            change_point=change_point,
             on_iteration=on_iteration,
         )
     deadline = None if seconds is None else time.perf_counter() + seconds
@@ -212,9 +216,9 @@ def _solution(
     status: str,
     trace: list[float],
     facts: dict[str, Any],
-    nuggets: Sequence[float] | None = None,
+    interpolant: Interpolant | InterpolantSum | None = None,
 ) -> GridSolution:
-    interpolant = Interpolant(axes, U, nuggets)
+    interpolant = Interpolant(axes, U) if interpolant is None else interpolant
     facts["shifted_residual"] = equation.shifted_residual(interpolant)
     facts["nuggets"] = interpolant.nuggets
     return GridSolution(tuple(axes), U, interpolant, status, trace, facts)
@@ -241,20 +245,24 @@ def _published(
     on_iteration: Callable[[int, Callable[[], GridSolution]], None] | None,
     **options: Any,
 ) -> GridSolution:
-    def solution(parameters: Parameters, trace: list[tuple[int, float]], status: str, step: int) -> GridSolution:
-        kernels = [parameters.kernel(j, objective.spectrum) for j in range(len(equation.shape))]
-        axes = [Axis(x, kernel, JITTER) for x, kernel in zip(equation.nodes, kernels, strict=True)]
+    def solution(parameters: list[Parameters], trace: list[tuple[int, float]], status: str, step: int) -> GridSolution:
+        parts = []
+        for each, spectrum in zip(parameters, (objective.spectrum, "student"), strict=False):
+            kernels = [each.kernel(j, spectrum) for j in range(len(equation.shape))]
+            axes = [Axis(x, kernel, JITTER) for x, kernel in zip(equation.nodes, kernels, strict=True)]
+            parts.append(Interpolant(axes, each.U.detach().clone(), [JITTER / axis.scale for axis in axes]))
+        last = parameters[-1]
         facts = {
             "method": "published",
             "n_iter": step,
-            "log_tau": float(parameters.log_tau.detach()),
-            "log_v": float(parameters.log_v.detach()),
+            "log_tau": float(last.log_tau.detach()),
+            "log_v": float(last.log_v.detach()),
         }
+        U = torch.stack([part.values for part in parts]).sum(0)
         values = [value for _, value in trace]
-        nuggets = [JITTER / axis.scale for axis in axes]
-        return _solution(equation, axes, parameters.U.detach().clone(), status, values, facts, nuggets)
+        return _solution(equation, parts[0].axes, U, status, values, facts, InterpolantSum(parts))
 
-    def report(step: int, parameters: Parameters) -> None:
+    def report(step: int, parameters: list[Parameters]) -> None:
         if on_iteration is not None:
             on_iteration(step, lambda: solution(parameters, [], "running", step))
 

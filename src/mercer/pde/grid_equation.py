@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mercer.pde.axes import Axis, Interpolant
+from mercer.pde.axes import Axis, Interpolant, InterpolantSum
 from mercer.pde.equation import PDE
 from mercer.pde.sylvester import differentiate
 
@@ -72,7 +72,7 @@ class GridEquation:
         """Return the derivatives that N asks for from grid values."""
         return [differentiate(axes, U, index) for index in self.indices]
 
-    def shifted_residual(self, interpolant: Interpolant) -> float:
+    def shifted_residual(self, interpolant: Interpolant | InterpolantSum) -> float:
         """Return the rms residual at the centres of all cells, where the equation was not asked for.
 
         Relative to the rms of the largest of its terms there; dimensionless.

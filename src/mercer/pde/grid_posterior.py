@@ -20,7 +20,7 @@ from mercer.pde.rows import Rows
 from mercer.pde.sides import condition_sides
 from mercer.pde.sylvester import separate, solve_sylvester
 
-COMPAT_OPTIONS = ("max_iter", "seconds", "frequency_scale", "n_components", "boundary_weight")
+COMPAT_OPTIONS = ("max_iter", "seconds", "frequency_scale", "n_components", "change_point", "boundary_weight")
 
 
 class GridPosterior:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +71,19 @@ class Parameters:
             each(torch.linspace(0, 1, n_components, **options) * frequency_scale),
         )
 
+    @classmethod
+    def correction(cls, first: Parameters) -> Parameters:
+        """Return where the reference's extra process starts: zeros, one window of unit length, the first's τ."""
+        start = cls.start(first.U.shape, 0.0, 1, first.U.device)
+        start.log_tau.data.copy_(first.log_tau.detach())
+        for frequency in start.frequency:
+            frequency.requires_grad_(False)
+        return start
+
     def tensors(self) -> list[Tensor]:
-        """Return all of them."""
-        return [self.U, self.log_tau, self.log_v, *self.log_weight, *self.log_scale, *self.frequency]
+        """Return what is learned: all of them, but for the frequencies of a correction."""
+        every = [self.U, self.log_tau, self.log_v, *self.log_weight, *self.log_scale, *self.frequency]
+        return [tensor for tensor in every if tensor.requires_grad]
 
     def lengthscale(self, j: int, spectrum: str) -> Tensor:
         """Return the lengths of one axis in the library's sense, (Q,)."""
@@ -122,6 +133,16 @@ class Published:
             nodes += [place.select(j, -1 if upper else 0).reshape(-1) for j, upper in condition.faces(domain)]
         # corners belong to two faces, and count twice
         self.boundary, self.target = torch.cat(nodes), torch.cat(targets)
+        self.frozen = [torch.zeros_like(equation.rhs) for _ in equation.indices]
+
+    def beyond(self, parameters: Parameters) -> Published:
+        """Return the objective of a Matérn-5/2 correction to the solution at ``parameters``, which no longer moves."""
+        other = copy(self)
+        other.spectrum = "student"
+        with torch.no_grad():
+            other.target = self.target - parameters.U.reshape(-1)[self.boundary]
+            other.frozen = [a + b for a, b in zip(self.frozen, self._derivatives(parameters)[1], strict=True)]
+        return other
 
     def grams(self, parameters: Parameters, j: int, order: int) -> Tensor:
         """Return K_j⁽ⁿ⁾ of the uniform nodes of one axis, (N_j, N_j)."""
@@ -136,30 +157,38 @@ class Published:
         Short forms: ∂ⁿ along one axis is K_j⁽ⁿ⁾ C_j⁻¹ there and nothing along the others.
         """
         U, equation = parameters.U, self.equation
-        n_axes = len(equation.shape)
-        factors = kron_cholesky([self.grams(parameters, j, 0) for j in range(n_axes)], JITTER)
+        factors, moved = self._derivatives(parameters)
         prior = -0.5 * kron_logdet(factors) - 0.5 * (U * kron_solve(factors, U)).sum()
         gap = U.reshape(-1)[self.boundary] - self.target
         boundary = 0.5 * len(gap) * parameters.log_tau - 0.5 * parameters.log_tau.exp() * gap.square().sum()
-        values = []
-        for index in equation.indices:
-            value = U
+        values = [frozen + value for frozen, value in zip(self.frozen, moved, strict=True)]
+        residual = equation.evaluate(values) - equation.rhs
+        fit = 0.5 * equation.size * parameters.log_v - 0.5 * parameters.log_v.exp() * residual.square().sum()
+        return prior + self.boundary_weight * boundary + fit
+
+    def _derivatives(self, parameters: Parameters) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the Cholesky factor of each axis, and the derivatives at the nodes that the equation asks for."""
+        n_axes, values = len(self.equation.shape), []
+        factors = kron_cholesky([self.grams(parameters, j, 0) for j in range(n_axes)], JITTER)
+        for index in self.equation.indices:
+            value = parameters.U
             for j, order in enumerate(index):
                 if order:
                     moved = value.movedim(j, 0)
                     solved = torch.cholesky_solve(moved.reshape(len(moved), -1), factors[j]).reshape(moved.shape)
                     value = mode_product(self.grams(parameters, j, order), solved.movedim(0, j), j, n_axes)
             values.append(value)
-        residual = equation.evaluate(values) - equation.rhs
-        fit = 0.5 * equation.size * parameters.log_v - 0.5 * parameters.log_v.exp() * residual.square().sum()
-        return prior + self.boundary_weight * boundary + fit
+        return factors, values
 
 
 @dataclass
 class Training:
-    """Where Adam stopped: its last state, J every hundredth of the way, and why it stopped."""
+    """Where Adam stopped: its last state, J every hundredth of the way, and why it stopped.
 
-    parameters: Parameters
+    ``parameters`` are those of one process, or of the mixture and of its correction.
+    """
+
+    parameters: list[Parameters]
     trace: list[tuple[int, float]]
     status: str
     n_iter: int
@@ -172,7 +201,8 @@ def train(
     seconds: float | None = None,
     frequency_scale: float = 20.0,
     n_components: int = _COMPONENTS,
-    on_iteration: Callable[[int, Parameters], None] | None = None,
+    change_point: float | None = None,
+    on_iteration: Callable[[int, list[Parameters]], None] | None = None,
 ) -> Training:
     """Maximise J by Adam at 0.01 from the reference's start.
 
@@ -187,8 +217,11 @@ def train(
         Largest frequency at the start, in cycles per unit of X; tuned by hand for each problem in the reference.
     n_components : int
         Q of each axis.
+    change_point : float, optional
+        Part of the steps, or of the time, after which the solution is frozen and one Matérn-5/2 process is trained to
+        correct it, the reference's answer to slow parts under a fast forcing. A frequency 0 in the mixture needs none.
     on_iteration : callable, optional
-        Called with the number of steps done and the present parameters.
+        Called with the number of steps done and the present parameters, as in `Training`.
 
     Returns
     -------
@@ -196,11 +229,17 @@ def train(
     """
     equation = objective.equation
     parameters = Parameters.start(equation.shape, frequency_scale, n_components, equation.X.device)
+    every = [parameters]
     adam = torch.optim.Adam(parameters.tensors(), lr=RATE)
     trace: list[tuple[int, float]] = []
     spent, step, status = 0.0, 0, "steps"
     for step in range(1, max_iter + 1):
         began = time.perf_counter()
+        gone = max((step - 1) / max_iter, 0.0 if seconds is None else spent / seconds)
+        if change_point is not None and len(every) == 1 and gone >= change_point:
+            objective, parameters = objective.beyond(parameters), Parameters.correction(parameters)
+            every.append(parameters)
+            adam = torch.optim.Adam(parameters.tensors(), lr=RATE)
         adam.zero_grad()
         try:
             value = objective(parameters)
@@ -213,8 +252,8 @@ def train(
         if step % max(1, max_iter // 100) == 0 or step == 1:
             trace.append((step, float(value.detach())))
         if on_iteration is not None:
-            on_iteration(step, parameters)
+            on_iteration(step, every)
         if seconds is not None and spent >= seconds:
             status = "seconds"
             break
-    return Training(parameters, trace, status, step)
+    return Training(every, trace, status, step)

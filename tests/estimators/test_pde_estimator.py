@@ -1,17 +1,21 @@
 """GPPDESolver behind scikit-learn's contract: parameters, containers, reports, and what is refused."""
 
 import math
+import pickle
 import re
 import warnings
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from mercer import GPPDESolver
+from mercer.estimators._pde_inputs import check_observations
+from mercer.estimators.persistence import save
 from mercer.kernels import RBF, GaussianMixture
 from mercer.pde import PDE, Box, Dirichlet, Initial, Periodic, Positive, Sensors
 from mercer.pde.grid import solve_grid
@@ -23,8 +27,16 @@ def u(x):
     return torch.sin(20 * x)
 
 
+def residual(p, v, d, c):
+    return d("xx")
+
+
+def forcing(x):
+    return -400 * u(x)
+
+
 def equation(**more):
-    return PDE(lambda p, v, d, c: d("xx"), Box(x=(0, 1)), rhs=lambda x: -400 * u(x), **more)
+    return PDE(residual, Box(x=(0, 1)), rhs=forcing, **more)
 
 
 CONDITIONS = (Dirichlet("boundary", u),)
@@ -148,7 +160,15 @@ def test_fields_by_name():
         ({"optimizer": "adam"}, ValueError, "optimizer must be"),
         ({"method": "magic"}, ValueError, "method must be one of"),
         ({"n_collocation": 5}, ValueError, "nodes per shortest wavelength"),
-        ({"n_collocation": (20, 20)}, ValueError, "at least 2 along each"),
+        ({"n_collocation": (20, 20)}, ValueError, "n_collocation must be .* 1 of them"),
+        ({"n_collocation": 100.0}, ValueError, "n_collocation must be an integer"),
+        ({"n_collocation": 1}, ValueError, "at least 2"),
+        ({"n_collocation": "many"}, ValueError, "n_collocation must be an integer"),
+        ({"nugget": 0.0}, ValueError, "nugget must be a positive number"),
+        ({"nugget": -1e-8}, ValueError, "nugget must be a positive number"),
+        ({"max_steps": 0}, ValueError, "max_steps must be"),
+        ({"max_steps": 2.5}, ValueError, "max_steps must be"),
+        ({"conditions": "x=0"}, TypeError, "a condition is"),
     ],
 )
 def test_parameters_are_checked_in_fit(change, error, message):
@@ -170,13 +190,87 @@ X1 = np.array([[0.5]])
         ((X1, np.ones(2), 0.1), ValueError, "one per row"),
         ((X1, np.full(1, np.nan), 0.1), ValueError, "finite"),
         ((X1, np.ones(1), -0.1), ValueError, "positive standard deviations"),
-        ((X1,), ValueError, "tuple of 1"),
+        ((X1, np.ones(1), np.inf), ValueError, "positive standard deviations"),
+        ((X1, np.ones(1), 0.0), ValueError, "positive standard deviations"),
+        ((X1, np.ones(1)), ValueError, "two readings that differ; give noise="),
+        ((np.array([[0.3], [0.4]]), np.ones(2), None), ValueError, "give noise="),
+        ((X1[:0], np.ones(0), 0.1), ValueError, "no rows"),
+        ([], ValueError, "observations are empty"),
+        ((X1,), ValueError, r"\(X, y, noise\), Sensors, or a sequence of these; got a tuple of 1"),
+        ([Sensors(X1, np.ones(1), 0.1), 3.0], ValueError, "sequence of these; got a list of 2"),
+        (X1, TypeError, "sequence of these; got ndarray"),
         ((np.ones((1, 2)), np.ones(1), 0.1), ValueError, "one column per axis"),
     ],
 )
 def test_observations_are_checked(observations, error, message):
     with pytest.raises(error, match=message):
         GPPDESolver(equation(), CONDITIONS, n_collocation=64).fit(observations)
+
+
+def test_observations_in_all_their_forms():
+    X, y = np.array([[0.3], [0.7]]), np.sin([6.0, 14.0])
+    first, second = Sensors(X[:1], y[:1], 0.1), Sensors(X[1:], y[1:], 0.1)
+    nested = ((0.3,), (0.7,))  # rows as tuples are an X and no sequence of readings
+    forms = [(X, y, 0.1), [X, y, 0.1], (nested, tuple(y), 0.1), [(X[:1], y[:1], 0.1), (X[1:], y[1:], 0.1)]]
+    forms += [((X[:1], y[:1], 0.1), (X[1:], y[1:], 0.1)), [first, (X[1:], y[1:], 0.1)], (first, second)]
+    for form in forms:
+        found = check_observations(form, Box(x=(0, 1)), None)
+        np.testing.assert_array_equal(np.concatenate([sensor.y for sensor in found]), y)
+        np.testing.assert_array_equal(np.concatenate([sensor.X for sensor in found]), X)
+        assert all(float(sensor.noise) == 0.1 for sensor in found)
+
+
+def test_one_condition_needs_no_list_and_counts_may_be_numpys(fitted):
+    alone = GPPDESolver(equation(), CONDITIONS[0], n_collocation=np.int64(64)).fit()
+    np.testing.assert_array_equal(alone.predict([[0.3]]), fitted.predict([[0.3]]))
+    assert GPPDESolver(equation(), CONDITIONS, n_collocation=np.array([64])).fit().fit_report_.n_nodes == (64,)
+
+
+def test_columns_of_a_frame_are_found_by_the_names_of_the_axes():
+    plane = PDE(lambda p, v, d, c: d("xx") + d("yy"), Box(x=(0, 1), y=(0, 2)))
+    solver = GPPDESolver(plane, Dirichlet("boundary", lambda x, y: x), n_collocation=10).fit()
+    frame = pd.DataFrame({"y": [0.2, 0.4], "x": [0.9, 0.1]})
+    np.testing.assert_allclose(solver.predict(frame), [0.9, 0.1], atol=1e-3)
+    np.testing.assert_array_equal(solver.predict(frame), solver.predict(frame[["x", "y"]]))
+    np.testing.assert_array_equal(solver.predict(frame), solver.predict(frame[["x", "y"]].to_numpy()))
+    unnamed = pd.DataFrame(frame[["x", "y"]].to_numpy())
+    np.testing.assert_array_equal(solver.predict(frame), solver.predict(unnamed))
+    (sensor,) = check_observations((frame, pd.Series([0.9, 0.1]), 0.1), plane.domain, None)
+    np.testing.assert_array_equal(sensor.X, frame[["x", "y"]])
+    for wrong in (frame.rename(columns={"y": "z"}), frame.assign(z=0.0), frame[["x"]]):
+        with pytest.raises(ValueError, match="the axes are x, y: rename"):
+            solver.predict(wrong)
+
+
+def test_arrays_that_must_not_be_written_to_are_copied(fitted):
+    X = np.array([[0.3], [0.4]])
+    X.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.predict(X)
+        check_observations((X, X[:, 0], X[:, 0]), Box(x=(0, 1)), None)
+
+
+def test_parameters_set_after_fit_do_not_change_predictions(fitted):
+    solver = GPPDESolver(equation(), CONDITIONS, n_collocation=64).fit()
+    X = [[0.3]]
+    before = solver.predict(X), solver.residual(X)
+    solver.set_params(pde=PDE(lambda p, v, d, c: d("y") - v, Box(x=(0, 9), y=(0, 9))))
+    assert (solver.predict(X), solver.residual(X)) == before
+    solver.set_params(pde=None)
+    assert solver.predict(X, derivative="x").shape == (1,)
+
+
+def test_a_pickle_of_module_level_functions_says_the_same_to_the_bit(fitted, tmp_path):
+    copy = pickle.loads(pickle.dumps(fitted))
+    X = np.linspace(0, 1, 20)[:, None]
+    for now, then in zip(copy.predict(X, return_std=True), fitted.predict(X, return_std=True), strict=True):
+        np.testing.assert_array_equal(now, then)
+    np.testing.assert_array_equal(copy.sample(X, 2), fitted.sample(X, 2))
+    np.testing.assert_array_equal(copy.residual(X), fitted.residual(X))
+    with pytest.raises(TypeError, match=r"Python function.*use pickle.*top of a module"):
+        save(fitted, tmp_path / "solver.mercer")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("X", [np.zeros((2, 1), dtype=np.float32), torch.zeros(2, 1)])

@@ -13,10 +13,16 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mercer.estimators._pde_inputs import check_observations, check_points
+from mercer.estimators._pde_inputs import (
+    check_conditions,
+    check_counts,
+    check_observations,
+    check_points,
+    check_steps,
+)
 from mercer.kernels import Functional
 from mercer.linalg.threads import lapack_first
-from mercer.pde.conditions import Initial, Periodic, Robin, field_number
+from mercer.pde.conditions import Condition, field_number
 from mercer.pde.equation import PDE
 from mercer.pde.rows import derivative as functional_of
 from mercer.pde.solve import solve
@@ -33,7 +39,7 @@ class GPPDESolver(BaseEstimator):
     ----------
     pde : PDE
         The equation, with its domain and unknown coefficients.
-    conditions : sequence of Dirichlet, Neumann, Robin, Periodic or Initial, default=()
+    conditions : Dirichlet, Neumann, Robin, Periodic or Initial, or a sequence of them, default=()
     kernel : {"gm", "stm"} or gpytorch Kernel, default="gm"
         ``"gm"`` and ``"stm"`` are mixtures of Gaussian and Student-t lines at the frequencies that are found; any other
         kernel is taken as it is, for each field.
@@ -64,6 +70,8 @@ class GPPDESolver(BaseEstimator):
 
     Attributes
     ----------
+    pde_ : PDE
+        The equation of the last fit, which is the one that predictions solve.
     posterior_ : Posterior
         Answers for any Functional of the solution.
     coefficients_ : dict of str to Coefficient
@@ -101,7 +109,7 @@ class GPPDESolver(BaseEstimator):
     def __init__(
         self,
         pde: Any = None,
-        conditions: Sequence[Any] = (),
+        conditions: Any = (),
         *,
         kernel: Any = "gm",
         method: str = "auto",
@@ -134,9 +142,9 @@ class GPPDESolver(BaseEstimator):
 
         Parameters
         ----------
-        observations : (X, y, noise), Sensors, or a sequence of Sensors, default=None
-            X (n, d), y (n,), and the standard deviation of the noise in units of y: a number, (n,), or None to learn
-            it.
+        observations : (X, y), (X, y, noise), Sensors, or a sequence of these, default=None
+            X (n, d), y (n,), and the standard deviation of the noise in units of y: a number, (n,), or None, the
+            default, to learn it from two or more readings. Columns of a DataFrame X are found by the names of the axes.
 
         Returns
         -------
@@ -147,11 +155,11 @@ class GPPDESolver(BaseEstimator):
         TypeError
             float32, or something that is no PDE or condition.
         ValueError
-            Observations off the domain, or a method that does not fit.
+            Observations off the domain, a number that is out of its range, or a method that does not fit.
         UnderresolvedError
             Fewer than 2.1 nodes per shortest wavelength: raise ``n_collocation``. A ValueError too.
         """
-        self._check_parameters()
+        conditions, counts = self._check_parameters()
         pde: PDE = self.pde
         sensors = check_observations(observations, pde.domain, self._device())
         with self._threads(), tqdm(desc="conditionings", disable=not self.verbose) as bar:
@@ -161,13 +169,14 @@ class GPPDESolver(BaseEstimator):
                 if text:
                     bar.set_postfix_str(text)
 
+            tell("looking for frequencies")
             solved = solve(
                 pde,
-                list(self.conditions),
+                conditions,
                 sensors,
                 kernel=self.kernel,
                 method=self.method,
-                n_collocation=self.n_collocation,
+                n_collocation=counts,
                 nugget=self.nugget,
                 optimizer=self.optimizer,
                 max_steps=self.max_steps,
@@ -175,6 +184,7 @@ class GPPDESolver(BaseEstimator):
                 compat=self.compat,
                 tell=tell,
             )
+        self.pde_ = pde
         self.posterior_ = solved.posterior
         self.kernels_ = solved.kernels
         self.coefficients_ = solved.coefficients
@@ -196,8 +206,8 @@ class GPPDESolver(BaseEstimator):
 
         Parameters
         ----------
-        X : array-like or tensor of shape (n, d)
-            A tensor gives tensors back.
+        X : array-like, DataFrame or tensor of shape (n, d)
+            A tensor gives tensors back; columns of a DataFrame are found by the names of the axes.
         return_std : bool, default=False
             Also return the standard deviation, in units of the prediction.
         return_cov : bool, default=False
@@ -266,7 +276,7 @@ class GPPDESolver(BaseEstimator):
         """Return N[u] − f of the posterior mean at X (n, d): (n,), or (E, n) for a system."""
         check_is_fitted(self, "posterior_")
         points, tensors = self._points(X)
-        pde: PDE = self.pde
+        pde = self.pde_
         values = [self.posterior_.mean(functional_of(points, index, number)) for number, index in pde.requests]
         learned = {name: torch.tensor(c.value, dtype=torch.float64) for name, c in self.coefficients_.items()}
         found = (pde.evaluate(points, values, learned or None) - pde.target(points)).detach()
@@ -274,15 +284,16 @@ class GPPDESolver(BaseEstimator):
 
     def _functional(self, X: Any, letters: str, field: str | None) -> tuple[Functional, bool]:
         points, tensors = self._points(X)
-        pde: PDE = self.pde
+        pde = self.pde_
         number = 0 if field is None else field_number(field, pde.fields)
         return functional_of(points, pde.domain.order(letters), number), tensors
 
     def _points(self, X: Any) -> tuple[Tensor, bool]:
         """Return X as a float64 tensor inside the domain, and whether it was a tensor."""
-        return check_points(X, self.pde.domain, self._device(), self.extrapolate), isinstance(X, Tensor)
+        return check_points(X, self.pde_.domain, self._device(), self.extrapolate), isinstance(X, Tensor)
 
-    def _check_parameters(self) -> None:
+    def _check_parameters(self) -> tuple[list[Condition], int | tuple[int, ...] | None]:
+        """Return conditions and nodes as `solve` takes them."""
         if not isinstance(self.pde, PDE):
             raise TypeError(f"pde must be a mercer.pde.PDE, got {type(self.pde).__name__}.")
         if self.dtype not in ("float64", torch.float64):
@@ -290,13 +301,12 @@ class GPPDESolver(BaseEstimator):
                 f"dtype={self.dtype!r} cannot solve equations: fourth derivatives of fast waves leave it no correct "
                 "digit. Use dtype='float64'."
             )
-        for condition in self.conditions:
-            if not isinstance(condition, (Robin, Initial, Periodic)):
-                raise TypeError(f"a condition is a Dirichlet, Neumann, Robin, Periodic or Initial, got {condition!r}.")
         if isinstance(self.kernel, str) and self.kernel not in ("gm", "stm"):
             raise ValueError(f"kernel must be 'gm', 'stm' or a gpytorch kernel, got {self.kernel!r}.")
         if self.optimizer not in ("lbfgs", None):
             raise ValueError(f"optimizer must be 'lbfgs' or None, got {self.optimizer!r}.")
+        check_steps(self.nugget, self.max_steps)
+        return check_conditions(self.conditions), check_counts(self.n_collocation, self.pde.domain)
 
     def _threads(self) -> AbstractContextManager:
         """Keep small operations on one thread: most are done before a second one has woken up."""

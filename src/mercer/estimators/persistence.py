@@ -20,6 +20,7 @@ import mercer
 from mercer.estimators._base import BaseGP
 from mercer.estimators._nodes import ESTIMATORS, Reader, Writer
 from mercer.estimators._validation import resolve_device
+from mercer.estimators.pde import GPPDESolver
 
 FORMAT = "mercer-estimator"
 VERSION = 1
@@ -40,7 +41,8 @@ def save(estimator: BaseGP, path: str | os.PathLike[str]) -> None:
     NotFittedError
         The estimator is not fitted.
     TypeError
-        It holds an object that this format does not know, such as a kernel of your own; use pickle.
+        It holds an object that this format does not know, such as a kernel of your own, or it is a GPPDESolver, whose
+        equation is a function; use pickle.
 
     Notes
     -----
@@ -50,6 +52,11 @@ def save(estimator: BaseGP, path: str | os.PathLike[str]) -> None:
     forward hooks, are code and refused.
     """
     check_is_fitted(estimator)
+    if isinstance(estimator, GPPDESolver):
+        raise TypeError(
+            "a GPPDESolver holds its equation, which is a Python function, and files of mercer hold no code: use "
+            "pickle, with the functions of the equation and its conditions defined at the top of a module."
+        )
     if type(estimator) not in ESTIMATORS:
         raise TypeError(f"save knows {[c.__name__ for c in ESTIMATORS]}, not {type(estimator).__name__}; use pickle.")
     writer = Writer()

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from mercer.pde import PDE, Box, Dirichlet, Initial, Neumann, Periodic, Positive
 D = torch.float64
 LINE = Box(x=(0, 1))
 PLANE = Box(x=(-1, 1), t=(0, 2))
+FAR = Box(x=(1e9, 1e9 + 1))
 
 
 def zeros(pde, X):
@@ -51,16 +53,32 @@ def test_faces_are_found_by_their_equation():
     assert few.shape == (20, 2) and {0.0, 2.0} <= set(few[:, 1].tolist())
 
 
+def test_faces_far_from_the_origin_are_told_apart():
+    assert FAR.face("x=1000000001.0") == (0, True) and FAR.face("x=1e9") == (0, False)
+    short = Box(x=(1e6, 1e6 + 1e-4))
+    assert short.face(f"x={short.upper[0]!r}") == (0, True) and short.face("x=1000000") == (0, False)
+    assert repr(FAR) == "Box(x=(1e+09, 1000000001.0))" and repr(LINE) == "Box(x=(0, 1))"
+
+
+@pytest.mark.parametrize("n", [20, np.int64(20), [20, 20], np.array([20, 20])])
+def test_counts_are_any_integers(n):
+    assert PLANE.counts(n) == (20, 20)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Box(), "at least one axis"),
+        (lambda: Box(), "one to three axes"),
+        (lambda: Box(a=(0, 1), b=(0, 1), c=(0, 1), e=(0, 1)), "one to three axes"),
         (lambda: Box(xy=(0, 1)), "one letter"),
         (lambda: Box(x=(1, 0)), "lower to an upper"),
         (lambda: PLANE.face("x=0.5"), "not a face"),
         (lambda: PLANE.face("z=0"), "axes x, t"),
         (lambda: PLANE.face("x"), "one of its ends"),
+        (lambda: FAR.face("x=1000000000.5"), r"ends at 1e\+09 and 1000000001\.0"),
         (lambda: PLANE.nodes(1), "at least 2"),
+        (lambda: PLANE.counts(20.0), "n_collocation must be an integer"),
+        (lambda: PLANE.counts((20, 20.5)), "n_collocation must be an integer"),
         (lambda: PLANE.order("xz"), "axes x, t"),
     ],
 )

@@ -7,14 +7,18 @@ many, and faces. What holds at those points is said in `conditions` and `equatio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+_MOST_AXES = 3
+_ON_FACE = 1e-9  # of the axis, by which a face may be misstated
+
 
 class Box:
-    """A box Π_j [a_j, b_j] with one letter per axis.
+    """A box Π_j [a_j, b_j] with one letter per axis, of which there are one to three.
 
     Parameters
     ----------
@@ -31,7 +35,7 @@ class Box:
     Raises
     ------
     ValueError
-        No axis, a name that is not one letter, or an interval that is empty or not finite.
+        No axis or more than three, a name that is not one letter, or an interval that is empty or not finite.
 
     Examples
     --------
@@ -41,8 +45,8 @@ class Box:
     """
 
     def __init__(self, **bounds: tuple[float, float]):
-        if not bounds:
-            raise ValueError("a Box has at least one axis, such as Box(x=(0, 1)).")
+        if not 1 <= len(bounds) <= _MOST_AXES:
+            raise ValueError(f"a Box has one to three axes, such as Box(x=(0, 1)); got {len(bounds)}.")
         for name, interval in bounds.items():
             if len(name) != 1 or not name.isalpha():
                 raise ValueError(f"an axis is one letter, so that d('xx') can be read; got {name!r}.")
@@ -59,7 +63,7 @@ class Box:
         return len(self.names)
 
     def __repr__(self) -> str:
-        axes = (f"{n}=({a:g}, {b:g})" for n, a, b in zip(self.names, self.lower, self.upper, strict=True))
+        axes = (f"{n}=({_shown(a)}, {_shown(b)})" for n, a, b in zip(self.names, self.lower, self.upper, strict=True))
         return f"Box({', '.join(axes)})"
 
     def column(self, name: str) -> int:
@@ -83,12 +87,13 @@ class Box:
         try:
             place = float(value)
         except ValueError:
-            hint = f"a face is an axis and one of its ends, such as '{name}={ends[0]:g}'"
+            hint = f"a face is an axis and one of its ends, such as '{name}={_shown(ends[0])}'"
             raise ValueError(f"{hint}; got {where!r}.") from None
-        for upper, end in enumerate(ends):
-            if math.isclose(place, end, rel_tol=1e-9, abs_tol=1e-9 * self.lengths[column]):
-                return column, bool(upper)
-        raise ValueError(f"{where!r} is not a face: axis {name} ends at {ends[0]:g} and {ends[1]:g}.")
+        upper = abs(place - ends[1]) < abs(place - ends[0])
+        rounding = 4 * math.ulp(abs(ends[upper]))  # far from the origin the axis may be shorter than this
+        if not abs(place - ends[upper]) <= _ON_FACE * self.lengths[column] + rounding:
+            raise ValueError(f"{where!r} is not a face: axis {name} ends at {_shown(ends[0])} and {_shown(ends[1])}.")
+        return column, upper
 
     def faces(self, columns: Sequence[int] | None = None) -> list[tuple[int, bool]]:
         """Return all faces across the given columns (default all)."""
@@ -105,9 +110,14 @@ class Box:
 
     def counts(self, n: int | Sequence[int]) -> tuple[int, ...]:
         """Return the number of nodes along each axis from one number for all, or one each."""
-        counts = (n,) * self.d if isinstance(n, int) else tuple(int(k) for k in n)
+        try:
+            counts = tuple(operator.index(k) for k in n) if isinstance(n, Iterable) else (operator.index(n),) * self.d
+        except TypeError:
+            raise ValueError(
+                f"n_collocation must be an integer, or one for each of the {self.d} axes of {self}, got {n!r}."
+            ) from None
         if len(counts) != self.d or min(counts) < 2:
-            raise ValueError(f"the nodes are at least 2 along each of {self.d} axes, got {n}.")
+            raise ValueError(f"the nodes are at least 2 along each of {self.d} axes, got {n}; see n_collocation.")
         return counts
 
     def nodes(self, n: int | Sequence[int], device: torch.device | None = None) -> Tensor:
@@ -170,3 +180,9 @@ def _recurrence(n: int, d: int, offset: float, device: torch.device | None) -> T
     alpha = torch.tensor([root ** -(j + 1) for j in range(d)], dtype=torch.float64, device=device)
     count = torch.arange(1, n + 1, dtype=torch.float64, device=device)
     return (offset + count[:, None] * alpha) % 1.0
+
+
+def _shown(end: float) -> str:
+    """Return the shortest text that is read as this number."""
+    short = f"{end:g}"
+    return short if float(short) == end else repr(end)

@@ -1,5 +1,7 @@
 """Minimal residuals against a dense solution."""
 
+import math
+
 import pytest
 import torch
 
@@ -50,3 +52,47 @@ def test_what_has_not_converged_says_so():
 def test_nothing_asks_for_nothing():
     done = gmres(lambda x: x, torch.zeros(3), lambda x: x, tol=1e-6)
     assert done.status == "ok" and not done.value.any()
+
+
+EXHAUSTED = {
+    "one product": (lambda x: 2 * x, [3.0, 4.0, 0.0, 0.0, 0.0, 0.0], lambda x: x / 2),
+    "a unit vector": (lambda x: x, [1.0, 0.0, 0.0, 0.0], lambda x: x),
+    "two eigenvalues": (lambda x: x * torch.tensor([1.0] * 2 + [2.0] * 6, dtype=torch.float64), [1.0] * 8, lambda x: x),
+}
+
+
+@pytest.mark.parametrize("name", EXHAUSTED)
+def test_a_space_that_is_exhausted_has_the_solution(name):
+    product, b, preconditioner = EXHAUSTED[name]
+    b = torch.tensor(b, dtype=torch.float64)
+    done = gmres(product, b, preconditioner, tol=1e-9)
+    assert done.status == "ok" and done.stats["iterations"] <= 3
+    torch.testing.assert_close(product(done.value), b, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [0.0, math.nan, math.inf])
+def test_an_operator_without_an_inverse_has_not_converged(scale):
+    done = gmres(lambda x: scale * x, torch.ones(6, dtype=torch.float64), lambda x: x, tol=1e-9)
+    assert done.status == "not converged" and done.stats["residual"] >= 1
+    assert bool(done.value.isfinite().all())
+
+
+def test_a_singular_operator_is_solved_as_far_as_it_goes():
+    kept = torch.tensor([1.0, 1.0, 0.0, 2.0], dtype=torch.float64)
+    done = gmres(lambda x: kept * x, torch.ones(4, dtype=torch.float64), lambda x: x, tol=1e-9)
+    assert done.status == "not converged" and done.stats["residual"] == pytest.approx(0.5)
+    torch.testing.assert_close(kept * done.value, kept.sign(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_right_hand_side_that_is_not_finite_has_no_solution(value):
+    b = torch.tensor([1.0, value, 0.0], dtype=torch.float64)
+    assert gmres(lambda x: x, b, lambda x: x, tol=1e-6).status == "not converged"
+
+
+def test_vectors_stay_orthogonal_where_products_are_nearly_parallel():
+    n, condition = 40, 1e10
+    values = torch.logspace(0, 10, n, dtype=torch.float64)
+    _, b = system(n)
+    done = gmres(lambda x: values * x, b, lambda x: x, tol=1e-13, max_iter=n)
+    assert float((values * done.value - b).norm() / b.norm()) <= torch.finfo(b.dtype).eps * condition

@@ -150,6 +150,27 @@ def test_a_sum_without_an_inverse_is_said():
     assert KroneckerSum([A, -A]).solve(draw(2, 2), refine=0).status == "nearly singular"
 
 
+def test_sets_of_very_different_size_are_judged_one_by_one():
+    A = torch.stack([positive((), 3), 1e14 * positive((), 3, seed=1)])
+    F = torch.stack([draw(3, 3), torch.zeros(3, 3, dtype=torch.float64)])
+    done = KroneckerSum([A, A]).solve(F)
+    assert done.status == "ok" and done.stats["smallest"] > 1e-3 and done.stats["residual"] < 1e-12
+    A[0] = torch.diag(torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64))
+    assert KroneckerSum([A, A]).solve(F, refine=0).status == "nearly singular"
+    crooked = torch.tensor([[1.0, 1e9], [0.0, 1.001]], dtype=torch.float64)
+    sets = torch.stack([crooked, 1e9 * torch.eye(2, dtype=torch.float64)])
+    small, large = draw(2), 1e12 * draw(2, seed=1)
+    one = KroneckerSum([sets[0]]).solve(small, refine=0).stats["residual"]
+    both = KroneckerSum([sets]).solve(torch.stack([small, large]), refine=0).stats["residual"]
+    assert both == pytest.approx(one, rel=0.5) and one > 1e-12
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (2, 3), (3,)])
+def test_factors_of_a_sum_are_square_and_not_empty(shape):
+    with pytest.raises(ValueError, match=r"factors\[1\] must be"):
+        KroneckerSum([torch.eye(2, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)])
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),

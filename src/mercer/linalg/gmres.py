@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,7 +37,8 @@ def gmres(
     Returns
     -------
     Solution
-        ``status`` is "ok" or "not converged"; ``stats`` holds ``iterations`` and the relative ``residual``.
+        ``status`` is "ok" or "not converged"; ``stats`` holds ``iterations`` and the relative ``residual``. Where
+        numbers are not finite the value is zero and the residual inf.
 
     References
     ----------
@@ -44,31 +46,41 @@ def gmres(
     """
     shape, b = rhs.shape, rhs.reshape(-1)
     length = torch.linalg.vector_norm(b)
-    if not bool(length > 0):
+    if bool(length == 0):
         return Solution(torch.zeros_like(rhs), "ok", {"iterations": 0, "residual": 0.0})
+    eps, tiny = torch.finfo(b.dtype).eps, torch.finfo(b.dtype).tiny
     basis = b.new_zeros(max_iter + 1, len(b))
     basis[0] = b / length
     H = b.new_zeros(max_iter + 1, max_iter)
-    residual, k = 1.0, 0
+    y, residual, k = H[:0, 0], math.inf, 0
     for k in range(1, max_iter + 1):
         w = product(preconditioner(basis[k - 1].reshape(shape))).reshape(-1)
+        size = torch.linalg.vector_norm(w)
         for _ in range(2):
             along = basis[:k] @ w
             w = w - along @ basis[:k]
             H[:k, k - 1] += along
-        H[k, k - 1] = torch.linalg.vector_norm(w)
-        basis[k] = w / H[k, k - 1].clamp_min(torch.finfo(w.dtype).tiny)
+        left = torch.linalg.vector_norm(w)
+        H[k, k - 1] = left
+        # what is left of an exhausted space is rounding: a basis vector of zeros, and columns of zeros from here on
+        basis[k] = torch.where(left <= eps * size, 0.0, w / left.clamp_min(tiny))
         if k % _LOOK_EVERY == 0 or k == max_iter or k == len(b):
             y, residual = _least_squares(H[: k + 1, :k])
-            if residual <= tol or k == len(b):
+            if residual <= tol or k == len(b) or not (math.isfinite(residual) and bool(basis[k].any())):
                 break
-    x = preconditioner((length * (y @ basis[:k])).reshape(shape))
+    x = preconditioner((length * (y @ basis[: len(y)])).reshape(shape))
+    if not (math.isfinite(residual) and bool(x.isfinite().all())):
+        return Solution(torch.zeros_like(rhs), "not converged", {"iterations": k, "residual": math.inf})
     return Solution(x, "ok" if residual <= tol else "not converged", {"iterations": k, "residual": residual})
 
 
 def _least_squares(H: Tensor) -> tuple[Tensor, float]:
-    """Minimise |e₁ − H y|, and say how small it is."""
-    Q, R = torch.linalg.qr(H, mode="complete")
-    k = H.shape[1]
-    y = torch.linalg.solve_triangular(R[:k], Q[0, :k, None], upper=True)[:, 0]
-    return y, float(Q[0, k].abs())
+    """Minimise |e₁ − H y|, with the shortest y where H has not full rank, and say how small it is."""
+    if not bool(H.isfinite().all()):
+        return H.new_zeros(H.shape[1]), math.inf
+    first = H.new_zeros(H.shape[0])
+    first[0] = 1
+    u, s, vt = torch.linalg.svd(H, full_matrices=False)
+    kept = s > torch.finfo(H.dtype).eps * s[0]
+    y = vt[kept].mT @ (u[0, kept] / s[kept])
+    return y, float(torch.linalg.vector_norm(first - H @ y))

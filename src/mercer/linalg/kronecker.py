@@ -135,6 +135,11 @@ class KroneckerSum:
     symmetric : bool
         Take orthogonal eigenvectors; only the lower triangles are then read.
 
+    Raises
+    ------
+    ValueError
+        A factor that is not square, or empty.
+
     Notes
     -----
     A_j = V_j Λ_j V_j⁻¹ gives (A_1 ⊕ … ⊕ A_D)⁻¹ = V (λ_i + λ_j + …)⁻¹ V⁻¹ with V = V_1 ⊗ … ⊗ V_D. V_j⁻¹ is applied by a
@@ -143,6 +148,11 @@ class KroneckerSum:
 
     def __init__(self, factors: Sequence[Tensor], *, symmetric: bool = False):
         self.factors = tuple(factors)
+        for axis, A in enumerate(self.factors):
+            if A.dim() < 2 or A.shape[-1] != A.shape[-2] or A.shape[-1] == 0:
+                raise ValueError(
+                    f"factors[{axis}] must be (*b, N, N) with N > 0, got {tuple(A.shape)}; give every axis a node."
+                )
         bases = [_eigenbasis(A.detach(), symmetric) for A in self.factors]
         self._bases = [basis.complex() for basis in bases] if any(b.values.is_complex() for b in bases) else bases
 
@@ -172,20 +182,24 @@ class KroneckerSum:
         Solution
             ``value`` like F; ``status`` is "nearly singular" where an eigenvalue of the sum almost vanishes;
             ``stats["residual"]`` relative to the norm of F, ``stats["smallest"]`` the least eigenvalue beside the
-            largest.
+            largest; of several sets the worst.
         """
-        total = self._denominator(shift, F.dim())
-        size = total.abs()
-        smallest = float(size.min() / size.max().clamp_min(torch.finfo(size.dtype).tiny))
+        total = self._denominator(shift)
+        size = total.abs().flatten(total.dim() - self.n_axes)
+        tiny = torch.finfo(size.dtype).tiny
+        smallest = float((size.amin(-1) / size.amax(-1).clamp_min(tiny)).min())
         U = self._inverse(F, total)
         for _ in range(refine):
             U = U + self._inverse(F - self.apply(U, shift), total)
-        norm = torch.linalg.vector_norm(F).clamp_min(torch.finfo(size.dtype).tiny)
-        residual = float(torch.linalg.vector_norm(F - self.apply(U, shift)) / norm)
+        off, norm = (self._norm(value) for value in (F - self.apply(U, shift), F))
+        residual = float((off / norm.clamp_min(tiny)).max())
         status = "ok" if smallest > _NEARLY_SINGULAR else "nearly singular"
         return Solution(U, status, {"residual": residual, "smallest": smallest})
 
-    def _denominator(self, shift: float | Tensor, n_dims: int) -> Tensor:
+    def _norm(self, U: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(U.flatten(U.dim() - self.n_axes), dim=-1)
+
+    def _denominator(self, shift: float | Tensor) -> Tensor:
         """Return λ_i + λ_j + … + shift over the grid, (*b, N_1, …, N_D)."""
         terms = []
         for axis, basis in enumerate(self._bases):

@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mercer.pde import PDE, Box, Dirichlet, Initial, Neumann, Periodic, Positive, Real, Robin
+from mercer.pde import PDE, Box, Dirichlet, Initial, Neumann, NormalDerivative, Periodic, Positive, Real, Robin
+from mercer.pde.equation import LinearisationError
+from mercer.pde.rows import derivative
+from mercer.pde.solve import solve
 
 D = torch.float64
 LINE = Box(x=(0, 1))
@@ -99,6 +102,8 @@ SMOOTH = {
     (0, 0): lambda X: torch.sin(X[:, 0]) * torch.exp(X[:, 1]),
     (1, 0): lambda X: torch.cos(X[:, 0]) * torch.exp(X[:, 1]),
     (0, 1): lambda X: torch.sin(X[:, 0]) * torch.exp(X[:, 1]),
+    (2, 0): lambda X: -torch.sin(X[:, 0]) * torch.exp(X[:, 1]),
+    (3, 0): lambda X: -torch.cos(X[:, 0]) * torch.exp(X[:, 1]),
 }
 
 
@@ -110,6 +115,9 @@ SMOOTH = {
         Neumann("x=-1", lambda t: -math.cos(1) * torch.exp(t)),
         Neumann("t=0", lambda x: -torch.sin(x)),
         Robin("x=1", 2.0, -1.0, lambda t: (2 * math.sin(1) - math.cos(1)) * torch.exp(t)),
+        NormalDerivative("x=-1", 2, lambda t: math.sin(1) * torch.exp(t)),
+        NormalDerivative("x=-1", 3, lambda t: math.cos(1) * torch.exp(t)),
+        NormalDerivative("boundary", 3, lambda x, t: -x.sign() * torch.cos(x) * torch.exp(t)),
         Initial(lambda x: torch.sin(x)),
         Initial(lambda x: torch.sin(x), order=1),
     ],
@@ -145,11 +153,58 @@ def test_periodic_compares_both_ends_and_their_slopes():
         (Dirichlet("x=1", 0.0, field="v"), ValueError, "fields u"),
         (Robin("x=1", 0.0, 0.0), ValueError, "not zero"),
         (Initial(0.0, time="y"), ValueError, "axes x, t"),
+        (Dirichlet("x=1", lambda x, t: t), TypeError, r"Dirichlet\('x=1'\) is a function of t; .* \(x, t\)"),
+        (Initial(lambda: 1.0), TypeError, "Initial is a function of x"),
+        (Dirichlet("x=1", lambda t: None), TypeError, "one number per point, got NoneType"),
+        (Dirichlet("x=1", lambda t: 1j * t), TypeError, "complex"),
+        (Dirichlet("x=1", "0"), TypeError, "a number or a function, got str"),
+        (Dirichlet("x=1", torch.zeros(3)), ValueError, r"one number or a function of t, got shape \(3,\)"),
+        (Dirichlet("x=1", math.nan), ValueError, "not finite"),
     ],
 )
 def test_conditions_refuse_what_makes_no_row(condition, error, message):
     with pytest.raises(error, match=message):
         condition.rows(PLANE, 5)
+
+
+def test_orders_that_are_none_are_refused():
+    for make in (lambda: Initial(0.0, order=-1), lambda: Periodic("x", order=0), lambda: NormalDerivative("x=1", 1)):
+        with pytest.raises(ValueError, match=r"order of .* must be an integer of at least"):
+            make()
+
+
+def test_a_box_of_time_alone_has_no_boundary():
+    with pytest.raises(ValueError, match="use Initial"):
+        Dirichlet("boundary").rows(Box(t=(0, 1)), 5)
+    with pytest.raises(TypeError, match="of no coordinate, so that a number"):
+        Dirichlet("x=0", lambda x: x).rows(LINE, 5)
+
+
+def test_numbers_that_functions_return_keep_their_digits():
+    assert Dirichlet("x=1", lambda t: 0.1).rows(PLANE, 3)[1].tolist() == [0.1] * 3
+    assert Dirichlet("x=1", torch.full((1,), 0.1, dtype=D)).rows(PLANE, 3)[1].tolist() == [0.1] * 3
+
+
+def test_a_beam_on_two_supports():
+    """u⁗ = f with u = u″ = 0 at both ends; the third derivative is odd, so that its sign at a lower end counts."""
+    u = lambda x: torch.sin(2 * math.pi * x) + 0.2 * torch.sin(7 * math.pi * x)  # noqa: E731
+    force = lambda x: math.pi**4 * (16 * torch.sin(2 * math.pi * x) + 480.2 * torch.sin(7 * math.pi * x))  # noqa: E731
+    pde = PDE(lambda p, v, d, c: d("xxxx"), LINE, rhs=force)
+    shear = math.pi**3 * (8 + 0.2 * 343)  # −u‴(0)
+    for moments in ([NormalDerivative("boundary", 2)], [NormalDerivative("x=1", 2), NormalDerivative("x=0", 3, shear)]):
+        conditions = [Dirichlet("boundary"), *moments]
+        assert sum(condition.per_axis(LINE)[0] for condition in conditions) == 4
+        solved = solve(pde, conditions, n_collocation=60)
+        X = LINE.nodes(100)
+        assert float((solved.posterior.mean(derivative(X, (0,))) - u(X[:, 0])).abs().max()) < 1e-7
+
+
+def test_a_grid_refuses_normal_derivatives_of_higher_order():
+    pde = PDE(lambda p, u, d, c: d("xxxx"), LINE, rhs=1.0)
+    conditions = [Dirichlet("boundary"), NormalDerivative("boundary", 2)]
+    for method in ("grid", "sylvester"):
+        with pytest.raises((TypeError, ValueError), match="NormalDerivative"):
+            solve(pde, conditions, method=method, n_collocation=20)
 
 
 # -------------------------------------------------------------------------------------------------------- equations
@@ -163,6 +218,12 @@ def test_conditions_refuse_what_makes_no_row(condition, error, message):
         (lambda p, u, d, c: d("t") + u * d("x"), False, {(0, (0, 1)), (0, (0, 0)), (0, (1, 0))}),
         (lambda p, u, d, c: d("tx") + u, True, {(0, (1, 1)), (0, (0, 0))}),
         (lambda p, u, d, c: d("xx") + 1e-6 * torch.sin(u), False, {(0, (2, 0)), (0, (0, 0))}),
+        (lambda p, u, d, c: d("t") - u * (1 - u / 1e12), False, {(0, (0, 1)), (0, (0, 0))}),
+        (lambda p, u, d, c: d("xx") + u**3 / 1e16, False, {(0, (2, 0)), (0, (0, 0))}),
+        (lambda p, u, d, c: d("xx") + u**3 * 1e12, False, {(0, (2, 0)), (0, (0, 0))}),
+        # constants that cancel, and coefficients far from one, cost digits but not linearity
+        (lambda p, u, d, c: d("t") - 3e4 * ((u - 300) + 299 + p.x), True, {(0, (0, 1)), (0, (0, 0))}),
+        (lambda p, u, d, c: 1e9 * d("xx") + torch.exp(20 * p.t) * (u - 3e6), True, {(0, (2, 0)), (0, (0, 0))}),
     ],
 )
 def test_dry_run_and_probe(residual, linear, requests):
@@ -227,6 +288,9 @@ def test_symbol_of_the_wave_operator_vanishes_on_its_waves():
         (lambda: PDE(lambda p, u, d, c: u, LINE, rhs=(0.0, 1.0)), ValueError, "1 equation"),
         (lambda: PDE(lambda p, u, d, c: d("x") + u.v, LINE, fields=("u", "v")), ValueError, "of which field"),
         (lambda: PDE(lambda p, u, d, c: u, LINE, fields=("u", "u")), ValueError, "different names"),
+        (lambda: PDE(lambda p, u, d, c: u, LINE, unknowns={"k": Real()}), ValueError, "does not use the unknown 'k'"),
+        (lambda: PDE(lambda p, u, d, c: (p.x - 0.5).sqrt() * u, LINE), ValueError, "not finite at x=.*whatever u is"),
+        (lambda: PDE(lambda p, u, d, c: u, PLANE, rhs=lambda x: x).target(PLANE.nodes(2)), TypeError, "rhs is a.* t"),
         (lambda: Positive(-1.0), ValueError, "positive coefficient"),
         (lambda: Real(0.0, lower=1.0), ValueError, "lower < init"),
     ],
@@ -234,6 +298,26 @@ def test_symbol_of_the_wave_operator_vanishes_on_its_waves():
 def test_equations_refuse_what_they_cannot_read(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("residual", "message"),
+    [
+        (lambda p, u, d, c: d("xx") + d("x") / p.x, "the equation or one of its slopes is not finite at x=0"),
+        (lambda p, u, d, c: d("x") + torch.sqrt(u), "not finite at x=0.* u₀"),
+        (lambda p, u, d, c: d("x") - 1 / u, "not finite at x=0.* u₀"),
+        (lambda p, u, d, c: d("x") ** 2, "no linearisation at u = 0"),
+    ],
+)
+def test_what_has_no_linearisation_says_where(residual, message):
+    pde = PDE(residual, LINE)
+    with pytest.raises(LinearisationError, match=message):
+        pde.linearise(LINE.nodes(5), zeros(pde, LINE.nodes(5)))
+
+
+def test_an_equation_says_what_it_is():
+    pde = PDE(lambda p, u, d, c: d("t") - c.k * d("xx"), PLANE, unknowns={"k": Positive(1.0)})
+    assert repr(pde) == "PDE(u on Box(x=(-1, 1), t=(0, 2)): order 2 in x, 1 in t, linear, unknown k)"
 
 
 def test_single_precision_is_refused():

@@ -1,6 +1,6 @@
 """Differential equations as data: a process conditioned on what an equation and its conditions say of it."""
 
-from mercer.pde.conditions import Dirichlet, Initial, Neumann, Periodic, Robin
+from mercer.pde.conditions import Dirichlet, Initial, Neumann, NormalDerivative, Periodic, Robin
 from mercer.pde.domain import Box
 from mercer.pde.equation import PDE
 from mercer.pde.problem import Sensors
@@ -13,6 +13,7 @@ __all__ = [
     "Dirichlet",
     "Initial",
     "Neumann",
+    "NormalDerivative",
     "Periodic",
     "Positive",
     "Real",

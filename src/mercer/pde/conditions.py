@@ -6,16 +6,18 @@ the coordinates that are left on the face, in the order of the axes, as tensors 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mercer.kernels.functionals import Functional, Term
 from mercer.pde.domain import Box
+from mercer.pde.values import Value, evaluate
 
-Value = float | Callable[..., Tensor]
 _MOST = 100_000  # rows on one face, if a caller sets no limit
 
 
@@ -26,44 +28,16 @@ def field_number(field: str, fields: Sequence[str]) -> int:
     return list(fields).index(field)
 
 
-def evaluate(value: Value, columns: Sequence[Tensor], n: int, like: Tensor, name: str) -> Tensor:
-    """Return a number or a function of coordinates as a tensor (n,) in float64, with errors that name its owner."""
-    if not callable(value):
-        return like.new_full((n,), float(value))
-    found = torch.as_tensor(value(*columns), device=like.device)
-    if found.dtype != torch.float64:
-        if found.dtype == torch.float32 and found.dim() > 0:
-            raise TypeError(f"{name} returned float32; equations are solved in float64 only.")
-        found = found.double()
-    if found.dim() > 1 or (found.dim() == 1 and len(found) not in (1, n)):
-        raise ValueError(f"{name} must return one number per point, ({n},), got shape {tuple(found.shape)}.")
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError(f"{name} is not finite at some points.")
-    return found.expand(n)
-
-
-@dataclass(frozen=True)
-class Robin:
-    """a u + b ∂u/∂n = g on a face, n the outward normal.
-
-    Parameters
-    ----------
-    where : str
-        A face such as "x=0", or "boundary" for all faces but those of an axis named t; ``value`` then takes all
-        coordinates.
-    a, b : float
-        Weights of u and of its outward derivative.
-    value : float or callable
-        g of the coordinates along the face.
-    field : str
-        Which unknown function.
-    """
+class _OnFace:
+    """Σ_k w_k ∂ᵏu/∂nᵏ = g on faces, n the outward normal."""
 
     where: str
-    a: float
-    b: float
-    value: Value = 0.0
-    field: str = "u"
+    value: Value
+    field: str
+
+    def weights(self) -> dict[int, float]:
+        """Return w_k for each order k."""
+        raise NotImplementedError
 
     def rows(
         self,
@@ -93,19 +67,21 @@ class Robin:
         for column, upper in self.faces(domain):
             points = domain.on_face(column, upper, n, most, device)
             X.append(points)
-            slope = points.new_zeros(len(points), domain.d)
-            slope[:, column] = 1.0 if upper else -1.0
-            normal.append(slope)
+            outward = points.new_zeros(len(points), domain.d)
+            outward[:, column] = 1.0 if upper else -1.0
+            normal.append(outward)
             target.append(self.given(domain, column, points))
-        points, slopes = torch.cat(X), torch.cat(normal)
-        terms = []
-        if self.a:
-            terms.append(Term(points.new_full((len(points),), float(self.a)), points, (0,) * domain.d, field))
-        if self.b:
+        points, normals, terms = torch.cat(X), torch.cat(normal), []
+        for order, weight in self.weights().items():
+            if not weight:
+                continue
+            if order == 0:
+                terms.append(Term(points.new_full((len(points),), float(weight)), points, (0,) * domain.d, field))
+                continue
             for j in range(domain.d):
-                if bool(slopes[:, j].any()):
-                    index = tuple(int(k == j) for k in range(domain.d))
-                    terms.append(Term(self.b * slopes[:, j], points, index, field))
+                if bool(normals[:, j].any()):
+                    index = tuple(order * int(k == j) for k in range(domain.d))
+                    terms.append(Term(weight * normals[:, j] ** order, points, index, field))
         if not terms:
             raise ValueError("a Robin condition needs a weight of u or of its derivative that is not zero.")
         return tuple(terms), torch.cat(target)
@@ -114,7 +90,10 @@ class Robin:
         """Return the faces that the condition is for, as (column, whether it is the upper end)."""
         if self.where != "boundary":
             return [domain.face(self.where)]
-        return domain.faces([j for j, name in enumerate(domain.names) if name != "t"])
+        columns = [j for j, name in enumerate(domain.names) if name != "t"]
+        if not columns:
+            raise ValueError(f"{domain} has no boundary but the ends of its time axis: use Initial, or name an end.")
+        return domain.faces(columns)
 
     def per_axis(self, domain: Box) -> list[int]:
         """Return how many conditions this is along each axis."""
@@ -123,8 +102,37 @@ class Robin:
     def given(self, domain: Box, column: int, X: Tensor) -> Tensor:
         """Return g at points of a face across ``column``, (n,)."""
         whole = self.where == "boundary"
-        known = [X[:, j] for j in range(domain.d) if whole or j != column]
-        return evaluate(self.value, known, len(X), X, f"the value of {type(self).__name__}({self.where!r})")
+        along = [j for j in range(domain.d) if whole or j != column]
+        name = f"the value of {type(self).__name__}({self.where!r})"
+        return evaluate(self.value, [X[:, j] for j in along], len(X), X, name, [domain.names[j] for j in along])
+
+
+@dataclass(frozen=True)
+class Robin(_OnFace):
+    """a u + b ∂u/∂n = g on a face, n the outward normal.
+
+    Parameters
+    ----------
+    where : str
+        A face such as "x=0", or "boundary" for all faces but those of an axis named t; ``value`` then takes all
+        coordinates.
+    a, b : float
+        Weights of u and of its outward derivative.
+    value : float or callable
+        g of the coordinates along the face.
+    field : str
+        Which unknown function.
+    """
+
+    where: str
+    a: float
+    b: float
+    value: Value = 0.0
+    field: str = "u"
+
+    def weights(self) -> dict[int, float]:
+        """Return a and b by the order of the derivative."""
+        return {0: self.a, 1: self.b}
 
 
 class Dirichlet(Robin):
@@ -139,6 +147,35 @@ class Neumann(Robin):
 
     def __init__(self, where: str, value: Value = 0.0, field: str = "u"):
         super().__init__(where, 0.0, 1.0, value, field)
+
+
+@dataclass(frozen=True)
+class NormalDerivative(_OnFace):
+    """∂ᵏu/∂nᵏ = g on a face with k > 1, n the outward normal: the moment at the end of a beam, or its shear force.
+
+    Parameters
+    ----------
+    where : str
+        See `Robin`.
+    order : int
+        k, from 2; `Neumann` is the first.
+    value : float or callable
+        g of the coordinates along the face. At a lower end an odd derivative has the sign of −∂ᵏu/∂xᵏ.
+    field : str
+        Which unknown function.
+    """
+
+    where: str
+    order: int
+    value: Value = 0.0
+    field: str = "u"
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 2, "NormalDerivative")
+
+    def weights(self) -> dict[int, float]:
+        """Return 1 for the order."""
+        return {self.order: 1.0}
 
 
 @dataclass(frozen=True)
@@ -161,6 +198,9 @@ class Initial:
     order: int = 0
     time: str = "t"
     field: str = "u"
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 0, "Initial")
 
     def rows(
         self,
@@ -188,7 +228,8 @@ class Initial:
     def given(self, domain: Box, column: int, X: Tensor) -> Tensor:
         """Return g at points of the initial face, (n,)."""
         known = [X[:, j] for j in range(domain.d) if j != column]
-        return evaluate(self.value, known, len(X), X, "the value of Initial")
+        names = [name for j, name in enumerate(domain.names) if j != column]
+        return evaluate(self.value, known, len(X), X, "the value of Initial", names)
 
 
 @dataclass(frozen=True)
@@ -207,6 +248,9 @@ class Periodic:
     axis: str
     order: int = 2
     field: str = "u"
+
+    def __post_init__(self) -> None:
+        _check_order(self.order, 1, "Periodic")
 
     def rows(
         self,
@@ -236,4 +280,9 @@ class Periodic:
         return [self.order * int(j == domain.column(self.axis)) for j in range(domain.d)]
 
 
-Condition = Robin | Initial | Periodic
+Condition = Robin | NormalDerivative | Initial | Periodic
+
+
+def _check_order(order: Any, least: int, name: str) -> None:
+    if not isinstance(order, Integral) or order < least:
+        raise ValueError(f"order of {name} must be an integer of at least {least}, got {order!r}.")

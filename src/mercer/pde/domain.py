@@ -168,6 +168,10 @@ class Box:
         beyond = torch.maximum(lower - X, X - upper)
         return (beyond > tol * slack).any(-1)
 
+    def place(self, point: Tensor) -> str:
+        """Return a point (d,) in words."""
+        return ", ".join(f"{name}={float(x):.6g}" for name, x in zip(self.names, point, strict=True))
+
     def _scale(self, unit: Tensor) -> Tensor:
         return unit.new_tensor(self.lower) + unit * unit.new_tensor(self.lengths)
 

@@ -7,39 +7,27 @@ linearisation is a Functional with coefficients by forward-mode differentiation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mercer.kernels.functionals import Functional, Term
-from mercer.pde.conditions import Value, evaluate, field_number
+from mercer.pde.conditions import field_number
 from mercer.pde.domain import Box
+from mercer.pde.linearity import is_linear
+from mercer.pde.named import Fields, Named
 from mercer.pde.unknowns import Unknown
+from mercer.pde.values import Value, evaluate
 
 Request = tuple[int, tuple[int, ...]]  # field, order of the derivative in each column
 _PROBES = 8
-_LINEAR = 1e-10  # deviation from superposition, relative
+_SHIFT = "Write it for w with u = u₀ + w and a u₀ at which it has a slope."
 
 
-class Named:
-    """Tensors by name, as attributes, items, or in their order."""
-
-    def __init__(self, values: Mapping[str, Any]):
-        self._values = dict(values)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._values:
-            known = ", ".join(self.__dict__.get("_values", {})) or "none"
-            raise AttributeError(f"there is no {name!r} here; known: {known}.")
-        return self._values[name]
-
-    def __getitem__(self, key: str | int) -> Any:
-        return self._values[key] if isinstance(key, str) else list(self._values.values())[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._values.values())
+class LinearisationError(ValueError):
+    """There is no linearisation at some values: a slope or the equation is not finite, or there is no slope."""
 
 
 class PDE:
@@ -71,7 +59,8 @@ class PDE:
     Raises
     ------
     TypeError, ValueError
-        The residual fails on tensors, does not return one number per point, or asks for axes that are not there.
+        The residual fails on tensors, does not return one number per point, asks for axes that are not there, is not
+        finite at some point whatever u is there, or does not use one of the ``unknowns``.
 
     Examples
     --------
@@ -100,7 +89,13 @@ class PDE:
             raise ValueError(f"the residual has {self.n_equations} equation(s) and rhs {len(rhs)}.")
         if not isinstance(rhs, tuple) and self.n_equations > 1 and callable(rhs):
             raise ValueError(f"rhs must be a tuple of {self.n_equations}, one for each equation.")
-        self.linear = self._probe()
+        self.linear = is_linear(self)
+
+    def __repr__(self) -> str:
+        orders = ", ".join(f"{n} in {name}" for name, n in zip(self.domain.names, self.order, strict=True))
+        unknowns = f", unknown {', '.join(self.unknowns)}" if self.unknowns else ""
+        kind = "linear" if self.linear else "not linear"
+        return f"PDE({', '.join(self.fields)} on {self.domain}: order {orders}, {kind}{unknowns})"
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -121,7 +116,8 @@ class PDE:
     def target(self, X: Tensor) -> Tensor:
         """Return f at X (n, d), (E, n)."""
         sides = self.rhs if isinstance(self.rhs, tuple) else (self.rhs,) * self.n_equations
-        return torch.stack([evaluate(side, X.unbind(-1), len(X), X, "rhs") for side in sides])
+        names = self.domain.names
+        return torch.stack([evaluate(side, X.unbind(-1), len(X), X, "rhs", names) for side in sides])
 
     def linearise(
         self, X: Tensor, values: Sequence[Tensor], coefficients: Mapping[str, Tensor] | None = None
@@ -139,8 +135,14 @@ class PDE:
         Returns
         -------
         list of (Functional of n rows, (n,))
+
+        Raises
+        ------
+        LinearisationError
+            The equation or one of its slopes is not finite at a point, or it has no slope at all.
         """
         J, base = self.jacobian(X, values, coefficients)
+        self.check_finite(X, J, base)
         right = self.target(X) - base + sum(j * value for j, value in zip(J, values, strict=True))
         rows = []
         for e in range(self.n_equations):
@@ -150,7 +152,11 @@ class PDE:
                 if j.requires_grad or bool(j[e].any())
             ]
             if not terms:
-                raise ValueError(f"equation {e} does not depend on any unknown function at these values.")
+                at = "u = 0" if not any(bool(value.any()) for value in values) else "these values"
+                raise LinearisationError(
+                    f"{self.called(e)} has no linearisation at {at}: it has no slope there in any unknown function or "
+                    f"derivative. {_SHIFT}"
+                )
             rows.append((tuple(terms), right[e]))
         return rows
 
@@ -165,6 +171,17 @@ class PDE:
             tangents = tuple(torch.full_like(value, float(i == k)) for i, value in enumerate(point))
             J.append(torch.func.jvp(lambda *v: self.evaluate(X, v, coefficients), point, tangents)[1])
         return J, base
+
+    def check_finite(self, X: Tensor, J: Sequence[Tensor], base: Tensor) -> None:
+        """Raise a LinearisationError that names a point where a linearisation from `jacobian` is not finite."""
+        finite = torch.stack([base.detach(), *(j.detach() for j in J)]).isfinite().all(0)
+        if bool(finite.all()):
+            return
+        e, i = (~finite).nonzero()[0].tolist()
+        raise LinearisationError(
+            f"{self.called(e)} or one of its slopes is not finite at {self.domain.place(X[i])}. If it is so whatever u "
+            f"is, multiply it by what vanishes there or keep the domain away. If it is so for this u alone: {_SHIFT}"
+        )
 
     def symbol(self, frequency: Tensor, J: Sequence[Tensor], equation: int = 0, field: int = 0) -> Tensor:
         """Return P(iω) of a linearisation with coefficients averaged over its points, complex, (k,).
@@ -198,7 +215,7 @@ class PDE:
             return value(number, self.domain.order(letters))
 
         points = Named(dict(zip(self.domain.names, X.unbind(-1), strict=True)))
-        unknown = _Values(self.fields, lambda number: value(number, (0,) * d))
+        unknown = Fields(self.fields, lambda number: value(number, (0,) * d))
         given = self.initial_coefficients() if coefficients is None else coefficients
         c = Named({name: torch.as_tensor(v).to(X.device) for name, v in given.items()})
         found = self.residual(points, unknown.only() if len(self.fields) == 1 else unknown, derivative, c)
@@ -226,50 +243,22 @@ class PDE:
                 seen[(field, index)] = drawn.requires_grad_()
             return seen[(field, index)]
 
-        found = self._call(X, value, None)
-        slopes: Sequence[Tensor | None] = [None] * len(seen)
+        coefficients = {name: value.requires_grad_() for name, value in self.initial_coefficients().items()}
+        found = self._call(X, value, coefficients)
+        leaves = [*seen.values(), *coefficients.values()]
+        slopes: Sequence[Tensor | None] = [None] * len(leaves)
         if found.requires_grad:
-            slopes = torch.autograd.grad(found.sum(), list(seen.values()), allow_unused=True)
-        used = tuple(request for request, slope in zip(seen, slopes, strict=True) if slope is not None)
+            slopes = torch.autograd.grad(found.sum(), leaves, allow_unused=True)
+        used = tuple(request for request, slope in zip(seen, slopes[: len(seen)], strict=True) if slope is not None)
         if not used:
             raise ValueError("the residual does not use the unknown function or any of its derivatives.")
+        for name, slope in zip(coefficients, slopes[len(seen) :], strict=True):
+            if slope is None:
+                raise ValueError(
+                    f"the residual does not use the unknown {name!r}: write c.{name} in it, or leave it out."
+                )
         return used, len(found)
 
-    def _probe(self) -> bool:
-        """Test superposition at random values: r(αu + βw) − r(0) = α (r(u) − r(0)) + β (r(w) − r(0))."""
-        X = self.domain.scattered(_PROBES)
-        generator = torch.Generator().manual_seed(1)
-        k = len(self.requests)
-        u, w = (torch.randn(k, _PROBES, generator=generator, dtype=torch.float64) for _ in range(2))
-        alpha, beta = 0.7, -1.3
-
-        def r(values: Tensor) -> Tensor:
-            return self.evaluate(X, values.unbind(0))
-
-        zero = r(torch.zeros_like(u))
-        parts = (r(alpha * u + beta * w) - zero, alpha * (r(u) - zero), beta * (r(w) - zero))
-        scale = max(float(part.abs().max()) for part in parts)
-        deviation = float((parts[0] - parts[1] - parts[2]).abs().max())
-        return math.isfinite(deviation) and deviation <= _LINEAR * scale
-
-
-class _Values(Named):
-    """Unknown functions by name, evaluated only when they are asked for."""
-
-    def __init__(self, fields: Sequence[str], value: Callable[[int], Tensor]):
-        super().__init__({name: None for name in fields})
-        self._value = value
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._values:
-            raise AttributeError(f"there is no field {name!r}; the equation has {', '.join(self._values)}.")
-        return self._value(list(self._values).index(name))
-
-    def __getitem__(self, key: str | int) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self._value(range(len(self._values))[key])
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self._value(number) for number in range(len(self._values)))
-
-    def only(self) -> Any:
-        return self._value(0)
+    def called(self, e: int) -> str:
+        """Return what messages call equation e."""
+        return "the equation" if self.n_equations == 1 else f"equation {e}"

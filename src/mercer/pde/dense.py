@@ -8,6 +8,7 @@ nugget is relative to the prior variance of each row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from mercer.kernels import Kernel
 from mercer.kernels.functionals import Functional, functional_diag, functional_gram
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.linalg.dense import factor_, inverse_, solve_factored
-from mercer.pde.rows import Rows, calibrates, draw, gaussian_constant
+from mercer.pde.rows import Rows, amplitude, calibrates, draw, gaussian_constant
 
 NUGGETS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 
@@ -39,8 +40,8 @@ class DensePosterior:
     log_evidence : float
         In nats.
     scale : float
-        ŝ² = yᵀ(G + R)⁻¹y/n, dimensionless. Multiplies variances if no row has noise of its own; far above 1 the prior
-        does not fit.
+        ŝ² = yᵀ(G + R)⁻¹y / tr G(G + R)⁻¹, dimensionless. Multiplies variances if no row has noise of its own; far above
+        1 the prior does not fit. See `FeaturePosterior`.
     nugget : float
         The η that was used.
 
@@ -86,15 +87,21 @@ class DensePosterior:
         self.weights = solve_factored(self.factor, y / self.row_scale) / self.row_scale  # (G + R)⁻¹ y
         quadratic = float(y @ self.weights)
         self.surprise = 1.0  # what residuals elsewhere say of the variance, at least 1; see `Problem.surprise`
-        self.scale = quadratic / len(y)
+        self.quadratic = quadratic
         self.calibrated = calibrates(self.rows)
         log_det = 2 * float(self.factor.diagonal().log().sum() + self.row_scale.log().sum())
         self.log_evidence = -0.5 * quadratic - 0.5 * log_det + gaussian_constant(len(y))
 
+    @cached_property
+    def scale(self) -> float:
+        """ŝ², see above."""
+        inverse = inverse_(self.factor.clone()).diagonal() / self.row_scale.square()
+        return self.quadratic / max(1.0, len(inverse) - float(self.noise_variance @ inverse))
+
     @property
     def amplitude(self) -> float:
         """What prior variances are multiplied with: ŝ² and ``surprise``, or 1 where noise has units of its own."""
-        return self.scale * self.surprise if self.calibrated else 1.0
+        return amplitude(self)
 
     @torch.no_grad()
     def mean(self, L: Functional) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from mercer.kernels.functionals import Functional
 from mercer.linalg.threads import torch_again
 from mercer.pde.basis import Features
-from mercer.pde.rows import Rows, calibrates, cut, gaussian_constant
+from mercer.pde.rows import Rows, amplitude, calibrates, cut, gaussian_constant
 
 NUGGET = 1e-20
 _PREDICTED = 4_000_000  # elements of one block of features where posteriors are evaluated
@@ -41,14 +42,15 @@ class FeaturePosterior:
     log_evidence : float
         In nats.
     scale : float
-        ŝ² = yᵀ(G + R)⁻¹y/n, dimensionless. Multiplies variances if no row has noise of its own; far above 1 the prior
-        does not fit.
+        ŝ² = yᵀ(G + R)⁻¹y / tr G(G + R)⁻¹, dimensionless. Multiplies variances if no row has noise of its own; far above
+        1 the prior does not fit.
     nugget : float
 
     Notes
     -----
     O(n m²) time and O(m²) memory. Rows [Φ/√R, y/√R] and [I, 0] are reduced to [R̃, z; 0, ρ]: the weights' mean is R̃⁻¹z,
-    their covariance (R̃ᵀR̃)⁻¹, yᵀ(G + R)⁻¹y = ρ², and |G + R| = |R| |R̃|².
+    their covariance (R̃ᵀR̃)⁻¹, yᵀ(G + R)⁻¹y = ρ², and |G + R| = |R| |R̃|². Exact rows have no share of the nugget's
+    noise, so that ρ² is shared out among the m − tr (R̃ᵀR̃)⁻¹ weights that they determine, and not among n rows.
     """
 
     @torch.no_grad()
@@ -88,15 +90,23 @@ class FeaturePosterior:
         self.weights = torch.linalg.solve_triangular(self.factor, held[:m, m:], upper=True)[:, 0]
         quadratic = float(held[m, m].square())
         self.surprise = 1.0  # what residuals elsewhere say of the variance, at least 1; see `Problem.surprise`
-        self.scale = quadratic / self.n
+        self.quadratic: float = quadratic
         self.calibrated: bool = calibrates(self.rows) and (start is None or start.calibrated)
         half_det = float(self.factor.diagonal().abs().log().sum())
         self.log_evidence = -0.5 * quadratic - half_det - 0.5 * log_noise + gaussian_constant(self.n)
 
+    @cached_property
+    def scale(self) -> float:
+        """ŝ², see above."""
+        m = self.features.size
+        eye = torch.eye(m, dtype=torch.float64, device=self.factor.device)
+        left = torch.linalg.solve_triangular(self.factor, eye, upper=True).square().sum()
+        return self.quadratic / max(1.0, m - float(left))
+
     @property
     def amplitude(self) -> float:
         """What prior variances are multiplied with: ŝ² and ``surprise``, or 1 where noise has units of its own."""
-        return self.scale * self.surprise if self.calibrated else 1.0
+        return amplitude(self)
 
     def condition(self, rows: Sequence[Rows]) -> FeaturePosterior:
         """Return the posterior given further rows, O(n m²) for those alone."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from mercer.pde.equation import PDE
 from mercer.pde.rows import Posterior, Rows, derivative
 
+STOPPED, STALLED = "reached max_steps", "no step lowers the residual"
 _SHORTEST = 1 / 64  # part of a step
 _NEAR = 1e-6  # relative change below which rounding, not the step, decides whether the residual falls
 
@@ -63,7 +64,7 @@ def gauss_newton(
     condition : callable
         Returns the posterior given rows: solver L or F with its prior.
     start : one (n,) per request, optional
-        Derivatives of u₀ at X; zeros by default.
+        Derivatives of u₀ at X; by default those of what the other rows say alone.
     coefficients : mapping of str to scalar tensors, optional
     max_steps : int
     tol : float
@@ -79,9 +80,16 @@ def gauss_newton(
     Steps are halved until the residuals of equation, conditions and sensors, each in units of its noise and nugget,
     fall together.
     """
-    values = tuple(torch.zeros_like(X[:, 0]) for _ in pde.requests) if start is None else tuple(start)
     target = pde.target(X)
-    status, steps, misfit = "reached max_steps", 0, [part.target for part in others]
+    status, steps, misfit = STOPPED, 0, [part.target for part in others]
+    if start is not None:
+        values = tuple(start)
+    elif pde.linear or not others:
+        values = tuple(torch.zeros_like(X[:, 0]) for _ in pde.requests)
+    else:  # what conditions and sensors say alone is nearer than zero, where an equation may not even have a slope
+        posterior = condition(others)
+        values = node_values(pde, posterior, X)
+        misfit = [posterior.mean(part.functional) - part.target for part in others]
     while True:
         steps += 1
         posterior = condition([*equation_rows(pde, X, values, coefficients), *others])
@@ -112,7 +120,7 @@ def gauss_newton(
         if change <= tol or stalled:
             status = "converged"
         elif length <= _SHORTEST:
-            status = "no step lowers the residual"
+            status = STALLED
         elif steps < max_steps:
             continue
         return Linearised(posterior, steps, status, values)

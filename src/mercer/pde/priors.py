@@ -151,6 +151,8 @@ class Solver:
                 if found is None:
                     break
                 kernels, size, n_lines = found
+                if size > self.problem.n_nodes and best is not None:
+                    break  # nodes cannot tell so many features apart
                 if best is not None and best.check.worst <= next(good for limit, good in _WORTH if size <= limit):
                     return best
                 if (ratio, n_lines) in tried:

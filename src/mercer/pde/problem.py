@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mercer.kernels.functionals import Term
-from mercer.pde.conditions import Condition, field_number
+from mercer.kernels import Kernel
+from mercer.kernels.functionals import Term, functional_diag
+from mercer.pde.conditions import Condition, Periodic, Robin, field_number
 from mercer.pde.equation import PDE
-from mercer.pde.rows import Posterior, Rows, derivative
+from mercer.pde.rows import Posterior, Rows, amplitude, derivative
 
 _CHECKED = 2000  # shifted nodes at most
 _CHECKED_ON_FACE = 200
 _SURPRISED = 300
+_ROUNDING = 1e-9  # of the size of u: smaller targets are zero
 _OFFSET = 0.123  # of shifted points that are scattered
 
 
@@ -62,6 +64,7 @@ class Check:
 
     residual: float
     boundary: float
+    condition: str = ""  # the one that is met worst
 
     @property
     def worst(self) -> float:
@@ -115,11 +118,20 @@ class Problem:
         rows = [self._condition(condition, self.counts, most) for condition in self.conditions]
         return [*rows, *(sensor.rows(self.pde, log_noise) for sensor in self.sensors)]
 
-    def undetermined(self) -> list[str]:
-        """Return the axes, with their fields, that have fewer conditions than the equation has derivatives.
+    def left_open(self, posterior: Posterior, kernels: Sequence[Kernel]) -> float:
+        """Return the largest share of the prior variance of u that is left at shifted nodes, in any field.
 
-        Something of the solution is then left to the prior. Enough of them need not be the right ones.
+        Exact rows that determine the solution leave a share of the order of their nugget.
         """
+        X, shares = self.shifted[:: max(1, len(self.shifted) // _SURPRISED)], []
+        for field in range(len(self.pde.fields)):
+            L = derivative(X, (0,) * self.pde.domain.d, field)
+            prior = functional_diag(kernels, L).detach()
+            shares.append(float((posterior.marginals(L)[1] / prior).max()))
+        return max(shares) / amplitude(posterior)
+
+    def lacking(self) -> list[str]:
+        """Return the axes, with their fields, that have fewer conditions than the equation has derivatives."""
         pde, found = self.pde, []
         for field, name in enumerate(pde.fields):
             given = [0] * pde.domain.d
@@ -143,11 +155,29 @@ class Problem:
         residual = _rms(base.detach() - target) / max(
             _rms(terms**0.5), _rms(target), self._natural(posterior, J), 1e-300
         )
-        boundary = 0.0
-        for part in self._checks:
-            size = max(_rms(part.target), *(self._size(posterior, term) for term in part.functional), 1e-300)
-            boundary = max(boundary, _rms(posterior.mean(part.functional) - part.target) / size)
-        return Check(residual, boundary)
+        boundary, name = 0.0, ""
+        for condition, part in zip(self.conditions, self._checks, strict=True):
+            size = _rms(part.target)
+            natural = max(self._size(posterior, term) for term in part.functional)
+            if size <= _ROUNDING * natural:  # targets are zero
+                size = max(natural, 1e-300)
+            error = _rms(posterior.mean(part.functional) - part.target) / size
+            if not error <= boundary:
+                boundary, name = error, _name(condition)
+        return Check(residual, boundary, name)
+
+    def contradiction(self, posterior: Posterior) -> float:
+        """Return the mean square of what sensors read beside the solution, in units of their noise."""
+        squares = []
+        for sensor, noise in zip(self.sensors, self.sensor_variance(posterior), strict=True):
+            part = sensor.rows(self.pde)
+            squares.append((posterior.mean(part.functional) - part.target).square() / noise)
+        return float(torch.cat(squares).mean()) if squares else 0.0
+
+    def sensor_variance(self, posterior: Posterior) -> list[Tensor]:
+        """Return the variances of the noise of each sensor's readings; they are the last rows."""
+        sizes, every = [len(sensor.y) for sensor in self.sensors], posterior.noise_variance
+        return list(every[len(every) - sum(sizes) :].split(sizes)) if sizes else []
 
     def surprise(self, posterior: Posterior, coefficients: Mapping[str, Tensor] | None = None) -> float:
         """Return the mean square of residuals at shifted places, in units of the posterior's variance of them.
@@ -186,6 +216,13 @@ class Problem:
         if self.n_nodes <= _CHECKED:
             return domain.midpoints(self.counts, self.device)
         return domain.scattered(_CHECKED, _OFFSET, self.device)
+
+
+def _name(condition: Condition) -> str:
+    """Return what a condition is called in a message."""
+    if isinstance(condition, Robin):
+        return f"{type(condition).__name__}({condition.where!r})"
+    return f"Periodic({condition.axis!r})" if isinstance(condition, Periodic) else f"Initial(order={condition.order})"
 
 
 def _rms(values: Tensor) -> float:

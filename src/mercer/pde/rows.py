@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -52,10 +52,12 @@ class Posterior(Protocol):
     """A Gaussian process conditioned on rows; every quantity is that of a Functional of it."""
 
     log_evidence: float
-    scale: float
     surprise: float
     nugget: float
     noise_variance: Tensor  # of each row, nuggets included
+
+    @property
+    def scale(self) -> float: ...
 
     def mean(self, L: Functional) -> Tensor: ...
 
@@ -92,6 +94,13 @@ def draw(mean: Tensor, covariance: Tensor, n_samples: int, generator: torch.Gene
 def gaussian_constant(n: int) -> float:
     """Return −½ n log 2π."""
     return -0.5 * n * math.log(2 * math.pi)
+
+
+def amplitude(posterior: Any) -> float:
+    """Return ŝ² times ``surprise``, or 1: where noise has units of its own, and where all data are zero."""
+    if not posterior.calibrated or posterior.quadratic == 0:
+        return 1.0
+    return posterior.scale * posterior.surprise
 
 
 def calibrates(rows: Sequence[Rows]) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mercer.pde.equation import PDE
 from mercer.pde.evidence import Coefficient
 from mercer.pde.grid_posterior import grid_posterior, is_separable
 from mercer.pde.inverse import invert
+from mercer.pde.judge import describe
 from mercer.pde.priors import MOST_FEATURES, MOST_ROWS, Solver, Trial
 from mercer.pde.problem import Problem, Sensors
 from mercer.pde.report import Report
@@ -27,11 +29,11 @@ from mercer.pde.spectrum import Lines, forcing_lines, homogeneous_lines, solutio
 METHODS = ("auto", "features", "dense", "grid", "sylvester")
 KERNELS = {"gm": "gaussian", "stm": "student"}
 _FIRST_NODES, _MOST_NODES = {1: 256, 2: 64, 3: 16}, {1: 8192, 2: 1024, 3: 96}
+_FINER, _MOST_REFINED = 4, {1: 2048}  # nodes, where those that the data's waves need do not resolve the solution
 _FEWEST_POINTS, _FEW_POINTS = 2.1, 4.0  # per wavelength
 _FAINT = 1e-3  # of the strongest line: fainter ones do not count as the shortest wavelength
 _RESOLVED = 1e-6  # check that leaves nothing to be asked of boundary data
 _DOUBTFUL = 1e-3  # check from which a non-linear solution's spectrum is taken for another than its data's
-_SUSPECT = 1e-2  # check above which a solution is warned of
 
 
 class UnderresolvedError(ValueError):
@@ -127,13 +129,12 @@ def solve(
             trial, coefficients = invert(solver, make_lines, given)
         else:
             trial = _forward(solver, forced, lines, spectrum, given, optimizer)
+            if n_collocation is None and given is None and report.method == "features":
+                again = partial(_forward, solver, forced, lines, spectrum, None, optimizer)
+                trial = _refined(trial, solver, report, again)
+                problem = solver.problem
             trial.posterior.surprise = max(1.0, problem.surprise(trial.posterior))
-    _describe(report, trial, problem, lines)
-    if not sensors and (lacking := problem.undetermined()):
-        report.warn(
-            f"fewer conditions than the equation has derivatives along {', '.join(lacking)}: where none reaches, the "
-            "solution is the prior's guess and its standard deviation can be far too small. Add conditions."
-        )
+    describe(report, trial, problem)
     for name, found in coefficients.items():
         if not found.identified:
             report.warn(f"{name} is {found}: observe more, or elsewhere.")
@@ -205,11 +206,27 @@ def choose_lines(
 ) -> tuple[Lines, Lines]:
     """Return the lines of the forcing, and those with the ones of boundary and initial data joined to them."""
     X = pde.domain.scattered(64)
-    zeros = [torch.zeros(64, dtype=torch.float64) for _ in pde.requests]
     with torch.no_grad():
-        J, _ = pde.jacobian(X, zeros, c)
+        J, _ = pde.jacobian(X, [torch.zeros(len(X), dtype=torch.float64) for _ in pde.requests], c)
+        if not all(bool(torch.isfinite(slope).all()) for slope in J):  # as √u has none at zero
+            J, _ = pde.jacobian(X, _typical(pde, conditions, len(X)), c)
     forced = forcing_lines(pde, counts, J)
     return forced, forced.join(homogeneous_lines(pde, conditions, counts, J), pde.domain)
+
+
+def _typical(pde: PDE, conditions: Sequence[Condition], n: int) -> list[Tensor]:
+    """Return values around which an equation may have slopes before anything is solved, n for each request.
+
+    u is what conditions on values have on average, its derivatives are zero.
+    """
+    given: list[list[float]] = [[] for _ in pde.fields]
+    for condition in conditions:
+        terms, target = condition.rows(pde.domain, 16, pde.fields, 64)
+        if len(terms) == 1 and not any(terms[0].index):
+            given[terms[0].field].append(float((target / terms[0].coefficient).mean()))
+    mean = [sum(values) / len(values) if values else 0.0 for values in given]
+    size = [0.0 if any(index) else mean[field] for field, index in pde.requests]
+    return [torch.full((n,), value, dtype=torch.float64) for value in size]
 
 
 def _forward(
@@ -236,28 +253,21 @@ def _forward(
     return best if optimizer is None else solver.improve(best)
 
 
+def _refined(trial: Trial, solver: Solver, report: Report, again: Callable[[], Trial]) -> Trial:
+    """Take more nodes as long as a solution is not resolved: a front is no wave, and needs more than its data do."""
+    old = solver.problem
+    while trial.check.worst > _RESOLVED and solver.problem.n_nodes < _MOST_REFINED.get(old.pde.domain.d, 0):
+        counts = [_FINER * n for n in solver.problem.counts]
+        solver.problem = Problem(old.pde, old.conditions, counts, old.sensors, old.device)
+        trial.check = solver.problem.check(trial.posterior)
+        finer = again()
+        trial = finer if finer.check.worst < trial.check.worst else trial
+        report.n_nodes, report.points_per_wavelength = solver.problem.counts, _FINER * report.points_per_wavelength
+    return trial
+
+
 def _values_at(pde: PDE, counts: Sequence[int]) -> Any:
     return derivative(pde.domain.nodes(counts), (0,) * pde.domain.d)
-
-
-def _describe(report: Report, trial: Trial, problem: Problem, lines: Lines) -> None:
-    posterior = trial.posterior
-    report.nugget, report.scale, report.log_evidence = posterior.nugget, posterior.scale, posterior.log_evidence
-    report.surprise = posterior.surprise
-    report.residual, report.boundary_error = trial.check.residual, trial.check.boundary
-    report.n_steps, report.status, report.n_evaluations = trial.n_steps, trial.status, trial.n_evaluations
-    report.n_rows = len(posterior.noise_variance)
-    features = getattr(posterior, "features", None)
-    report.n_features = 0 if features is None else features.size
-    if trial.n_pruned:
-        report.notes.append(f"{trial.n_pruned} component(s) of the prior had less than 1e-8 of its variance: pruned.")
-    if not problem.pde.linear and report.method not in ("grid", "sylvester"):
-        report.notes.append("the posterior is that of the last linearisation (Laplace's approximation).")
-    if not problem.sensors and trial.check.worst > _SUSPECT:
-        report.warn(
-            f"the equation is met to {trial.check.residual:.2g} at shifted nodes and conditions to "
-            f"{trial.check.boundary:.2g}: the solution is not resolved. Take more nodes, or another kernel or method."
-        )
 
 
 def _per_axis(lines: Lines, lengths: Sequence[float], counts: Sequence[int]) -> list[float]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mercer.kernels import find_frequencies, find_frequencies_grid
+from mercer.kernels.periodogram import peak, sampled
 
 D = torch.float64
 PI = math.pi
@@ -95,6 +96,76 @@ def test_several_functions_share_their_frequencies():
     assert omega(x, values)[0] == pytest.approx([20, 50], rel=1e-6)
 
 
+def sine(x, frequency, noise=0.0, seed=5):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.sin(2 * PI * frequency * x) + noise * torch.randn(x.shape, generator=rng, dtype=D)
+
+
+def sd_of_frequency(n, noise):
+    """Bound of Cramér and Rao for a wave of amplitude one, in cycles over the data."""
+    return math.sqrt(6 / n) * noise / PI
+
+
+def test_replicates_do_not_raise_the_highest_frequency():
+    x = grid(0, 1, 50).repeat_interleave(5)  # 91 cycles look like 7 at these places
+    frequency, _ = find_frequencies(x, sine(x, 7, 0.1))
+    assert frequency.tolist() == pytest.approx([7], abs=4 * sd_of_frequency(250, 0.1))
+    scattered = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=D).repeat(6)
+    frequency, _ = find_frequencies(scattered, sine(scattered, 7, 0.1))
+    assert frequency.tolist() == pytest.approx([7], abs=4 * sd_of_frequency(240, 0.1))
+
+
+def test_a_grid_with_holes_tells_what_its_step_tells():
+    kept = torch.rand(300, generator=torch.Generator().manual_seed(0)) > 0.5
+    x = torch.arange(300, dtype=D)[kept]
+    length = float(x[-1] - x[0])
+    found = sampled((x - x[0]) / length - 0.5)
+    assert found.highest == pytest.approx(length / 2) and found.n_nodes == length + 1
+    frequency, _ = find_frequencies(x, sine(x, 0.31, 0.05))
+    assert frequency.tolist() == pytest.approx([0.31], abs=4 * sd_of_frequency(len(x), 0.05) / length)
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_a_peak_is_read_to_a_small_part_of_a_cycle(uniform):
+    rng = torch.Generator().manual_seed(3)
+    t = grid(-0.5, 0.5, 100) if uniform else (torch.rand(100, generator=rng, dtype=D) - 0.5).sort().values
+    samples = sampled(t)
+    assert (samples.node is not None) == uniform
+    for frequency in (8.0, 8.3, 8.5, 8.8):
+        assert peak(samples, sine(t, frequency)[:, None]) == pytest.approx(frequency, abs=0.2)
+
+
+def test_two_lines_closer_than_a_cycle_are_one_wave_of_varying_amplitude():
+    x = grid(0, 1, 100)
+    frequency, _ = find_frequencies(x, sine(x, 6.4) + 0.7 * sine(x, 6.95))
+    assert len(frequency) == 1 and 6.4 < frequency[0].item() < 6.95
+
+
+@pytest.mark.parametrize("offset", [1e7, -1e5])
+def test_a_large_constant_hides_no_wave(offset):
+    x = torch.arange(64, dtype=D)
+    assert find_frequencies(x, offset + sine(x, 0.1))[0].tolist() == pytest.approx([0.1], rel=1e-4)
+    assert len(find_frequencies(x, torch.full((64,), offset, dtype=D))[0]) == 0
+    X, Y = torch.meshgrid(x[:40], x[:30], indexing="ij")
+    frequency, amplitude = find_frequencies_grid([x[:40], x[:30]], offset + sine(X, 0.1) * sine(Y, 0.2))
+    expected = torch.tensor([[0, 0], [0.1, 0.2]], dtype=D)
+    torch.testing.assert_close(frequency, expected, rtol=1e-4, atol=1e-12)
+    assert amplitude.tolist() == pytest.approx([abs(offset), 1], rel=1e-6)
+
+
+def test_a_constant_is_all_there_is_on_a_constant_grid():
+    x = grid(0, 1, 20)
+    frequency, amplitude = find_frequencies_grid([x, x], torch.full((20, 20), 3.7, dtype=D))
+    assert frequency.tolist() == [[0, 0]] and amplitude.tolist() == pytest.approx([3.7])
+
+
+def test_rounding_of_single_precision_is_no_wave():
+    x = grid(0, 1, 64)
+    values = (1e6 + sine(x, 6.3)).float()
+    assert find_frequencies(x, values)[0].tolist() == pytest.approx([6.3], abs=0.05)
+    assert len(find_frequencies(x, (1e6 + 1e-2 * sine(x, 6.3)).float())[0]) == 0
+
+
 def test_most_limits_the_number_of_lines():
     x = grid(0, 1, 200)
     values = sum(torch.sin(2 * PI * 5 * k * x) / k for k in range(1, 6))
@@ -135,5 +206,12 @@ def test_what_does_not_fit_is_refused():
         find_frequencies(x, x[:3])
     with pytest.raises(ValueError, match="four different places"):
         find_frequencies(torch.ones(9), torch.ones(9))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"values must be finite.*leave those rows out"):
+            find_frequencies(x, x.where(x != x[2], bad))
+        with pytest.raises(ValueError, match="x must be finite"):
+            find_frequencies(x.where(x != x[2], bad), x)
+        with pytest.raises(ValueError, match="values must be finite"):
+            find_frequencies_grid([x], x.where(x != x[2], bad))
     with pytest.raises(ValueError, match="do not fit axes"):
         find_frequencies_grid([x, x], torch.zeros(5, 4))

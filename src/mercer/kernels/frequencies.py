@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_OVERSAMPLING = 8
+from mercer.kernels.periodogram import Samples, peak, sampled
+
 _LOWEST = 1 / 40  # cycles over the length of the data: below, a wave is a parabola to four digits
 _APART = 0.75  # cycles over the length of the data by which two lines must differ
 _MOST_POWERS = 4
@@ -40,36 +41,39 @@ def find_frequencies(x: Tensor, values: Tensor, most: int = 6, tol: float = 1e-6
     most : int, default=6
         Largest number of waves.
     tol : float, default=1e-6
-        Stop where the residual is this small beside the values (both as root mean squares), or looks like noise.
+        Stop where the residual is this small beside the values about their mean, or looks like noise.
 
     Returns
     -------
     frequency : (k,)
-        In cycles per unit of x, > 0 and below Nyquist's for the mean spacing; the strongest first. k may be 0.
+        In cycles per unit of x, > 0 and up to Nyquist's for the mean spacing of different places, or for the step of a
+        uniform grid where all places are among its nodes; the strongest first. k may be 0.
     amplitude : (k,)
         √2 times the root mean square of what each wave contributes; of a wave whose amplitude varies along x too.
 
     Raises
     ------
     ValueError
-        Shapes that do not agree, or fewer than four different places.
+        Shapes that do not agree, numbers that are not finite, or fewer than four different places.
 
     Notes
     -----
-    O(n log n) for a uniform grid and O(n²) otherwise to look for a peak, O(n k²) for each step of refinement. Two
-    lines closer than a cycle over the data are one wave of varying amplitude: x cos and x sin are added to it instead
-    of a frequency, and x, x² and x³ to the constant where a wave would be too slow to be told from them.
+    O(n log n) for nodes of a uniform grid, O(n²) otherwise, to look for a peak, O(n k²) for each step of refinement.
+    Two lines closer than 0.75 cycles over the data are one wave of varying amplitude: x cos and x sin are added to it
+    instead of a frequency, and x, x² and x³ to the constant where a wave would be too slow to be told from them.
     """
     if x.dim() != 1 or values.shape[:1] != x.shape or values.dim() > 2:
         raise ValueError(f"x must be (n,) and values (n,) or (n, m), got {tuple(x.shape)} and {tuple(values.shape)}.")
+    _check_finite(x=x, values=values)
     if len(x.unique()) < 4:
         raise ValueError("frequencies cannot be found at fewer than four different places.")
     x, order = x.detach().double().sort()
     data = values.detach().double().reshape(len(x), -1)[order]
+    data = data - data.mean(0)  # before sums of squares round it
     length = float(x[-1] - x[0])
     # in cycles over the data, about their centre
     t = (x - (x[0] + x[-1]) / 2) / length
-    fit = _search(t, data, most, tol)
+    fit = _search(sampled(t), data, most, tol, _rounding(values))
     amplitude = fit.amplitudes()
     rank = amplitude.argsort(descending=True)
     return fit.frequency[rank] / length, amplitude[rank]
@@ -84,10 +88,12 @@ def find_frequencies_grid(
     ----------
     axes : sequence of d tensors (N_j,)
     values : (N_1, …, N_d)
+        All finite.
     most : int, default=64
         Largest number of combinations, the strongest.
     tol : float, default=1e-6
-        Combinations weaker than this beside the strongest are not there; also as in `find_frequencies`.
+        Combinations weaker than this beside the strongest, the constant left aside, are not there; also as in
+        `find_frequencies`.
     most_per_axis : int, default=12
 
     Returns
@@ -105,16 +111,18 @@ def find_frequencies_grid(
     """
     if values.shape != tuple(len(axis) for axis in axes):
         raise ValueError(f"values {tuple(values.shape)} do not fit axes of {tuple(len(axis) for axis in axes)} places.")
-    coefficients = values.detach().double()
+    _check_finite(values=values)
+    mean, rounding = values.detach().double().mean(), _rounding(values)
+    centred = values.detach().double() - mean
+    coefficients = centred
     found: list[Tensor] = []
     for j, axis in enumerate(axes):
-        unfolded = values.detach().double().movedim(j, 0).reshape(len(axis), -1)
-        left, size, _ = torch.linalg.svd(unfolded, full_matrices=False)
-        channels = left * size
-        channels = channels[:, size > tol * size[0].clamp_min(1e-300)][:, : 2 * most_per_axis + 1]
-        if channels.shape[1] == 0:
-            return values.new_zeros(0, len(axes)), values.new_zeros(0)
-        frequency, _ = find_frequencies(axis, channels, most_per_axis, tol)
+        left, size, _ = torch.linalg.svd(centred.movedim(j, 0).reshape(len(axis), -1), full_matrices=False)
+        kept = size > max(tol * float(size[0]), rounding * math.sqrt(centred.numel()))
+        channels = (left * size)[:, kept][:, : 2 * most_per_axis + 1]
+        frequency = channels.new_zeros(0)
+        if channels.shape[1]:
+            frequency, _ = find_frequencies(axis, channels, most_per_axis, tol)
         frequency = torch.cat([frequency.new_zeros(1), frequency])
         basis = _waves(axis.double() - axis.double().mean(), frequency[1:], [1] * len(frequency))
         q, r = torch.linalg.qr(basis)
@@ -122,13 +130,18 @@ def find_frequencies_grid(
         solved = torch.linalg.solve_triangular(r, projected.reshape(len(r), -1), upper=True).reshape(projected.shape)
         coefficients = solved.movedim(0, j)
         found.append(frequency)
+    constant = (0,) * len(axes)
     power = coefficients.square()
+    power[constant] = (coefficients[constant] + mean).square()
     for j, frequency in enumerate(found):  # a constant, then cosine and sine of each wave
         pairs = power.narrow(j, 1, 2 * (len(frequency) - 1)).unflatten(j, (len(frequency) - 1, 2)).sum(j + 1)
         power = torch.cat([power.narrow(j, 0, 1), pairs], j)
     amplitude = power.sqrt()
+    waves = amplitude.clone()
+    waves[constant] = 0
+    least = max(tol * float(waves.max()), rounding)
     strongest = amplitude.reshape(-1).argsort(descending=True)[:most]
-    strongest = strongest[amplitude.reshape(-1)[strongest] > tol * amplitude.max()]
+    strongest = strongest[amplitude.reshape(-1)[strongest] > least]
     index = torch.unravel_index(strongest, amplitude.shape)
     return torch.stack([f[i] for f, i in zip(found, index, strict=True)], 1), amplitude.reshape(-1)[strongest]
 
@@ -140,7 +153,7 @@ class _Fit:
     ``powers`` has one entry more than there are frequencies: the first is that of the constant.
     """
 
-    t: Tensor
+    samples: Samples
     data: Tensor
     frequency: Tensor
     powers: list[int]
@@ -150,7 +163,7 @@ class _Fit:
     q: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.basis = _waves(self.t, self.frequency, self.powers)
+        self.basis = _waves(self.samples.t, self.frequency, self.powers)
         # a column scaled to one, and what others explain to the last digits left out
         scale = self.basis.norm(dim=0).clamp_min(1e-300)
         u, s, vt = torch.linalg.svd(self.basis / scale, full_matrices=False)
@@ -177,26 +190,26 @@ class _Fit:
 
     def moved(self, step: Tensor) -> _Fit:
         """Return the fit after a step, inside of the range in which waves can be told."""
-        most = len(self.t) / 2
-        return _Fit(self.t, self.data, (self.frequency + step).clamp(_LOWEST, most), self.powers)
+        frequency = (self.frequency + step).clamp(_LOWEST, self.samples.highest)
+        return _Fit(self.samples, self.data, frequency, self.powers)
 
     def jacobian(self) -> Tensor:
         """Return −∂residual/∂frequency with the best amplitudes following, (n m, k) (Kaufman's approximation)."""
         columns = []
         for span, powers in zip(self._spans(), self.powers[1:], strict=True):
             cosine, sine = self.basis[:, span].unflatten(1, (powers, 2)).unbind(2)
-            by = torch.stack([-sine, cosine], 2).flatten(1) * (2 * math.pi * self.t[:, None])
+            by = torch.stack([-sine, cosine], 2).flatten(1) * (2 * math.pi * self.samples.t[:, None])
             change = by @ self.coefficients[span]
             columns.append((change - self.q @ (self.q.mT @ change)).reshape(-1))
         return torch.stack(columns, 1)
 
 
-def _search(t: Tensor, data: Tensor, most: int, tol: float) -> _Fit:
+def _search(samples: Samples, data: Tensor, most: int, tol: float, rounding: float) -> _Fit:
     """Add one wave after the other until nothing is left, or nothing but noise."""
-    fit = _Fit(t, data, t.new_zeros(0), [1])
-    enough = tol**2 * float(data.square().sum())
+    fit = _Fit(samples, data, data.new_zeros(0), [1])
+    enough = max(tol**2 * fit.loss, rounding**2 * data.numel())
     while fit.loss > enough:
-        trials = list(_grown(fit, _peak(t, fit.residual), most))
+        trials = list(_grown(fit, peak(samples, fit.residual), most))
         trial = _refined(min(trials, key=lambda one: one.loss, default=fit), _STEPS)
         if not _beyond_chance(fit, trial):
             break
@@ -204,21 +217,19 @@ def _search(t: Tensor, data: Tensor, most: int, tol: float) -> _Fit:
     return fit
 
 
-def _grown(fit: _Fit, peak: float, most: int) -> Iterator[_Fit]:
-    """Yield fits with one wave more, near the peak, or with more powers of the wave that is there."""
-    nearest = int((torch.cat([fit.frequency.new_zeros(1), fit.frequency]) - peak).abs().argmin())
+def _grown(fit: _Fit, at: float, most: int) -> Iterator[_Fit]:
+    """Yield fits with one wave more, near the one given, or with more powers of the wave that is there."""
+    nearest = int((torch.cat([fit.frequency.new_zeros(1), fit.frequency]) - at).abs().argmin())
     if len(fit.frequency) < most:
-        # a wave of less than a period has no peak of its own
-        for start in [peak] if peak > 1.5 else [peak, 0.1, 0.25, 0.5, 1.0]:
-            added = torch.cat([fit.frequency, fit.frequency.new_tensor([start])])
-            trial = _refined(_Fit(fit.t, fit.data, added, [*fit.powers, 1]), _FIRST_STEPS)
-            ranked = trial.frequency.sort().values
-            if float(ranked[0]) > 1.01 * _LOWEST and bool((ranked.diff() > _APART).all()):
-                yield trial
+        added = torch.cat([fit.frequency, fit.frequency.new_tensor([at])])
+        trial = _refined(_Fit(fit.samples, fit.data, added, [*fit.powers, 1]), _FIRST_STEPS)
+        ranked = trial.frequency.sort().values
+        if float(ranked[0]) > 1.01 * _LOWEST and bool((ranked.diff() > _APART).all()):
+            yield trial
     for more in (1, 2):  # an even function is not seen by an odd one
         powers = [min(n + more * (i == nearest), _MOST_POWERS) for i, n in enumerate(fit.powers)]
         if powers != fit.powers:
-            yield _refined(_Fit(fit.t, fit.data, fit.frequency, powers), _FIRST_STEPS)
+            yield _refined(_Fit(fit.samples, fit.data, fit.frequency, powers), _FIRST_STEPS)
 
 
 def _refined(fit: _Fit, steps: int) -> _Fit:
@@ -243,34 +254,26 @@ def _refined(fit: _Fit, steps: int) -> _Fit:
     return fit
 
 
-def _peak(t: Tensor, residual: Tensor) -> float:
-    """Return the frequency of the highest peak of the Hann periodogram, in cycles over the data."""
-    n = len(t)
-    windowed = residual * (math.pi * t).cos().square().unsqueeze(1)
-    gaps = t.diff()
-    if float((gaps - gaps.mean()).abs().max()) <= 1e-9 * float(gaps.mean()):
-        size = _OVERSAMPLING * n
-        power = torch.fft.rfft(windowed, size, dim=0).abs().square().sum(1)
-        grid = torch.arange(len(power), device=t.device) * (n - 1) / size
-    else:
-        grid = torch.arange(_OVERSAMPLING * n // 2 + 1, device=t.device).to(t) / _OVERSAMPLING
-        rows = max(1, (1 << 22) // n)
-        power = torch.cat([_power(part, t, windowed) for part in grid.split(rows)])
-    return float(grid[1:][power[1:].argmax()])
-
-
-def _power(grid: Tensor, t: Tensor, windowed: Tensor) -> Tensor:
-    angle = 2 * math.pi * grid[:, None] * t
-    return ((angle.cos() @ windowed).square() + (angle.sin() @ windowed).square()).sum(1)
-
-
 def _beyond_chance(before: _Fit, after: _Fit) -> bool:
-    """Say whether noise would hardly give a line as strong: Fisher's g, the share of one of m = n/2 lines."""
+    """Say whether noise would hardly give a line as strong: Fisher's g, the share of one line of m = n/2."""
     if before.loss <= 0:
         return False
-    m = len(before.t) // 2 - len(before.frequency)
+    m = len(before.data) // 2 - len(before.frequency)
     share = 1 - after.loss / before.loss
-    return m > 1 and m * (1 - min(share, 1.0)) ** (m - 1) < _CHANCE
+    lines = max(m, before.samples.highest)
+    return m > 1 and lines * (1 - min(share, 1.0)) ** (m - 1) < _CHANCE
+
+
+def _check_finite(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} must be finite and has NaN or infinite entries; leave those rows out.")
+
+
+def _rounding(values: Tensor) -> float:
+    """Return the root mean square below which a wave is the rounding of the values."""
+    dtype = values.dtype if values.dtype.is_floating_point else torch.float64
+    return torch.finfo(dtype).eps * float(values.abs().max())
 
 
 def _waves(t: Tensor, frequency: Tensor, powers: Sequence[int]) -> Tensor:

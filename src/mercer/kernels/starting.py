@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
-from gpytorch.kernels import Kernel, ScaleKernel
+from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from scipy.stats import beta
 from torch import Tensor
 
 from mercer.kernels.frequencies import find_frequencies
 from mercer.kernels.mixture import MixtureKernel
 from mercer.kernels.params import is_unset
+from mercer.kernels.units import variance_carrier
 
 _MOST_ROWS = 2000
 _MOST_CYCLES = 24.0  # over the spread of a column, for pairs of columns
@@ -25,6 +27,7 @@ _PREFERENCE = 0.8  # of a wave along one column to a pair that explains a little
 _PER_CYCLE = 4
 _MOST_PAIRED = 6  # columns of which all pairs are looked at
 _CHANCE = 1e-3  # of taking noise for a wave
+_SAME_CYCLES = 0.5  # over the spread of a column, by which frequencies of two outputs may differ
 _LEAST_SHARE = 0.05  # of the variance of the targets, for a component that nothing was found for
 
 
@@ -40,6 +43,7 @@ def start_from_data(kernel: Kernel, X: Tensor, y: Tensor, *, amplitudes: bool = 
         NaN is missing. Several outputs share their frequencies, and variances are then those of standardised outputs.
     amplitudes : bool, default=True
         Whether weights are known from those of the waves; not where y is not in the units of the latent function.
+        Inside of a scale, or of a product whose variance another factor carries, they are shares of one.
 
     Returns
     -------
@@ -50,39 +54,89 @@ def start_from_data(kernel: Kernel, X: Tensor, y: Tensor, *, amplitudes: bool = 
     -----
     The first component has no wave. Each other one has the next strongest wave, along one column or a pair of them, for
     as many as are beyond what noise would give, and a lengthscale of half the spread of a column. What is left over
-    starts at one cycle, two, … over the data. Of more rows than 2000 every k-th is looked at.
+    starts at one cycle, two, … over the data. Of more rows than 2000 as many are drawn, because every k-th would make
+    fast waves look like slow ones. Outputs that are missing at different rows are looked at one by one.
     """
-    y = y.detach().double().reshape(len(y), -1)
-    seen = ~y.isnan().any(1)
-    X, y = X.detach().double()[seen], y[seen]
-    step = -(-len(X) // _MOST_ROWS) if len(X) else 1
-    X, y = X[::step], y[::step]
-    y = y - y.mean(0)
-    if y.shape[1] > 1:
-        y = y / y.std(0, correction=0).clamp_min(1e-300)
-    return [_start(leaf, X[:, columns], y, amplitudes) for leaf, columns in _mixtures(kernel, list(range(X.shape[1])))]
+    X, y = X.detach().double(), y.detach().double().reshape(len(y), -1)
+    sets = _complete(X, y)
+    found = list(_mixtures(kernel, list(range(X.shape[1]))))
+    # where two factors could carry the variance it is the one whose amplitude is set, and these weights are about to be
+    unset = {id(p) for p in kernel.parameters() if is_unset(p)}
+    unset -= {id(leaf.raw_weight) for leaf, *_ in found} if amplitudes else set()
+    carried = {id(leaf) for leaf in _carriers(kernel, unset)}
+    notes = []
+    for leaf, columns in found:
+        seen = [(rows[:, columns], values) for rows, values in sets]
+        notes.append(_start(leaf, X[:, columns], seen, y.shape[1], amplitudes, id(leaf) in carried))
+    return notes
 
 
-def _mixtures(kernel: Kernel, visible: list[int], selected: bool = False) -> list[tuple[MixtureKernel, list[int]]]:
-    """Return the mixtures without frequencies, each with the columns that it sees."""
+def _complete(X: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return rows and targets without gaps, centred and of several outputs in standard deviations.
+
+    All outputs together where they are mostly seen together, else one by one; outputs without a value are left out.
+    """
+    present = ~y.isnan()
+    together = present.all(1)
+    if 2 * int(together.sum()) >= int(present.sum(0).max()):
+        groups = [(together, list(range(y.shape[1])))] if bool(together.any()) else []
+    else:
+        groups = [(present[:, j], [j]) for j in range(y.shape[1]) if bool(present[:, j].any())]
+    sets = []
+    for rows, outputs in groups:
+        index = rows.nonzero().squeeze(1)
+        if len(index) > _MOST_ROWS:
+            drawn = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:_MOST_ROWS]
+            index = index[drawn.sort().values.to(index.device)]
+        values = y[index][:, outputs]
+        values = values - values.mean(0)
+        if y.shape[1] > 1:
+            values = values / values.std(0, correction=0).clamp_min(1e-300)
+        sets.append((X[index], values))
+    return sets
+
+
+def _mixtures(kernel: Kernel, visible: list[int], selected: bool = False) -> Iterator[tuple[MixtureKernel, list[int]]]:
+    """Yield the mixtures without frequencies, each with the columns that it sees."""
     if kernel.active_dims is not None and not selected:
         visible = [visible[j] for j in kernel.active_dims.tolist()]
     if isinstance(kernel, ScaleKernel):
-        return _mixtures(kernel.base_kernel, visible, selected=True)
-    if isinstance(kernel, MixtureKernel):
-        return [(kernel, visible)] if is_unset(kernel.raw_frequency) and kernel.raw_frequency.numel() else []
-    return [found for part in getattr(kernel, "kernels", []) for found in _mixtures(part, visible)]
+        yield from _mixtures(kernel.base_kernel, visible, selected=True)
+    elif isinstance(kernel, MixtureKernel):
+        if is_unset(kernel.raw_frequency) and kernel.raw_frequency.numel():
+            yield kernel, visible
+    else:
+        for part in getattr(kernel, "kernels", []):
+            yield from _mixtures(part, visible)
 
 
-def _start(kernel: MixtureKernel, X: Tensor, y: Tensor, amplitudes: bool) -> str:
+def _carriers(kernel: Kernel, unset: Collection[int]) -> Iterator[Kernel]:
+    """Yield the leaves whose variances are in units of y²."""
+    if isinstance(kernel, ProductKernel):
+        yield from _carriers(variance_carrier(kernel, unset), unset)
+    elif isinstance(kernel, AdditiveKernel):
+        for part in kernel.kernels:
+            yield from _carriers(part, unset)
+    elif not isinstance(kernel, ScaleKernel):
+        yield kernel
+
+
+def _start(
+    kernel: MixtureKernel,
+    X: Tensor,
+    sets: Sequence[tuple[Tensor, Tensor]],
+    n_outputs: int,
+    amplitudes: bool,
+    carries: bool,
+) -> str:
     q, d = kernel.n_components, X.shape[1]
-    spread = X.amax(0) - X.amin(0) if len(X) else X.new_ones(d)
+    spread = X.amax(0) - X.amin(0)
     spread = spread.where(spread > 0, torch.ones_like(spread))
-    variance = float(y.square().mean()) or 1.0
-    frequency, amplitude = _waves_in(X, y, q - 1, spread)
+    variance = sum(float(y.square().mean(0).sum()) for _, y in sets) / n_outputs or 1.0
+    frequency, amplitude = _joined([_waves_in(rows, y, q - 1, spread) for rows, y in sets], spread, q - 1)
     n_found = len(frequency)
-    rest = torch.arange(1, q - n_found)[:, None] / spread
-    kernel.frequency = torch.cat([torch.zeros(1, d), frequency, rest])
+    rest = torch.arange(1, q - n_found).to(X)[:, None] / spread
+    kernel.frequency = torch.cat([X.new_zeros(1, d), frequency, rest])
     if is_unset(kernel.raw_lengthscale):
         smooth = X.std(0, correction=0).where(spread > 0, spread) * min(8.0, max(1.0, math.sqrt(d)))
         smooth = smooth.where(smooth > 0, spread)
@@ -90,22 +144,37 @@ def _start(kernel: MixtureKernel, X: Tensor, y: Tensor, amplitudes: bool) -> str
             [smooth[None], (spread / 2).expand(n_found, d), (spread / 4).expand(len(rest), d)]
         )
     if amplitudes and is_unset(kernel.raw_weight):
-        weight = torch.full((q,), _LEAST_SHARE * variance, dtype=torch.float64)
-        weight[1 : n_found + 1] = (amplitude.square() / 2).clamp_min(_LEAST_SHARE**2 * variance)
+        weight = X.new_full((q,), _LEAST_SHARE * variance)
+        weight[1 : n_found + 1] = (amplitude.square() / (2 * n_outputs)).clamp_min(_LEAST_SHARE**2 * variance)
         weight[0] = max(variance - float(weight[1 : n_found + 1].sum()), 2 * _LEAST_SHARE * variance)
-        kernel.weight = weight
+        kernel.weight = weight if carries else weight / weight.sum()
     return f"{kernel.short_name} starts from {n_found} wave(s) in the data"
 
 
+def _joined(found: Sequence[tuple[Tensor, Tensor]], spread: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the strongest waves of all sets, each once; what sets share adds up in its square."""
+    if len(found) == 1:
+        return found[0]
+    frequency, power = spread.new_zeros(0, len(spread)), spread.new_zeros(0)
+    for other, amplitude in found:
+        for mu, size in zip(other, amplitude, strict=True):
+            near = ((frequency - mu).abs() * spread).amax(1) < _SAME_CYCLES
+            power = torch.where(near, power + size.square(), power)
+            if not bool(near.any()):
+                frequency, power = torch.cat([frequency, mu[None]]), torch.cat([power, size.square()[None]])
+    strongest = power.argsort(descending=True)[:most]
+    return frequency[strongest], power[strongest].sqrt()
+
+
 def _waves_in(X: Tensor, y: Tensor, most: int, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Return frequencies (k, d), k ≤ most, and amplitudes of the waves in y, the strongest first."""
+    """Return frequencies (k, d), k ≤ most, and amplitudes of the waves in y, in the root of the sum over outputs."""
     if most < 1 or len(X) < 8 or not bool(y.any()):
         return X.new_zeros(0, X.shape[1]), X.new_zeros(0)
     if X.shape[1] == 1:
         if len(X.unique()) < 4:
             return X.new_zeros(0, 1), X.new_zeros(0)
         frequency, amplitude = find_frequencies(X[:, 0], y, most)
-        return frequency[:, None], amplitude / math.sqrt(y.shape[1])
+        return frequency[:, None], amplitude
     return _waves_in_columns((X - X.amin(0)) / spread, y, most, spread)
 
 
@@ -114,27 +183,27 @@ def _waves_in_columns(t: Tensor, y: Tensor, most: int, spread: Tensor) -> tuple[
     n, d = t.shape
     found: list[Tensor] = []
     basis = [torch.ones_like(t[:, :1])]
-    residual = y
+    residual, coefficients = y, y.new_zeros(0, y.shape[1])
     while len(found) < most:
         frequency, lines = _best(t, residual)
         basis.append(_products(t, frequency))
         whole = torch.cat(basis, 1)
-        u, s, _ = torch.linalg.svd(whole, full_matrices=False)
-        u = u[:, s > 1e-10 * s[0]]
-        left = y - u @ (u.mT @ y)
+        u, s, vt = torch.linalg.svd(whole, full_matrices=False)
+        kept = s > 1e-10 * s[0]
+        projected = u[:, kept].mT @ y
+        left = y - u[:, kept] @ projected
         share = 1 - float(left.square().sum()) / max(float(residual.square().sum()), 1e-300)
         # what functions of noise explain has a beta distribution; as many lines were looked at
         size = basis[-1].shape[1]
         if lines * beta.sf(share, size / 2, (n - 1 - size) / 2) > _CHANCE:
             break
         found.append(frequency)
-        residual = left
+        residual, coefficients = left, (vt[kept].mT / s[kept]) @ projected
     if not found:
         return t.new_zeros(0, d), t.new_zeros(0)
-    coefficients = torch.linalg.lstsq(torch.cat(basis[: len(found) + 1], 1), y, driver="gelsd").solution
     parts = coefficients[1:].split([part.shape[1] for part in basis[1 : len(found) + 1]])
     waves = [part @ c for part, c in zip(basis[1:], parts, strict=False)]
-    amplitude = torch.stack([(2 * wave.square().mean()).sqrt() for wave in waves])
+    amplitude = torch.stack([(2 * wave.square().mean(0).sum()).sqrt() for wave in waves])
     rank = amplitude.argsort(descending=True)
     return (torch.stack(found) / spread)[rank], amplitude[rank]
 

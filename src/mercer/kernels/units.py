@@ -171,7 +171,7 @@ def _rescale_selected(kernel: Kernel, scale: Tensor, variance: float, skip: Coll
     if isinstance(kernel, AdditiveKernel):
         return [name for part in kernel.kernels for name in _rescale(part, scale, variance, skip)]
     if isinstance(kernel, ProductKernel):
-        carrier = _carrier(kernel, skip)
+        carrier = variance_carrier(kernel, skip)
         return [
             name
             for part in kernel.kernels
@@ -180,10 +180,13 @@ def _rescale_selected(kernel: Kernel, scale: Tensor, variance: float, skip: Coll
     return [] if rescale_leaf(kernel, scale, variance, skip) else [type(kernel).__name__]
 
 
-def _carrier(product: ProductKernel, skip: Collection[int]) -> Kernel:
-    """Choose the factor that carries the variance of a product: the first whose amplitude was set, if any."""
+def variance_carrier(product: ProductKernel, unset: Collection[int]) -> Kernel:
+    """Choose the factor that carries the variance of a product: the first whose amplitude was set, if any.
+
+    ``unset`` holds the ``id`` of the parameters that have no value yet.
+    """
     carriers = [part for part in product.kernels if has_amplitude(part)] or list(product.kernels)
-    explicit = [part for part in carriers if not _amplitude_unset(part, skip)]
+    explicit = [part for part in carriers if not _amplitude_unset(part, unset)]
     return (explicit or carriers)[0]
 
 
@@ -191,6 +194,8 @@ def _amplitude_unset(kernel: Kernel, unset: Collection[int]) -> bool:
     """Say whether no amplitude of the kernel was set."""
     if isinstance(kernel, (AdditiveKernel, ProductKernel)):
         return all(_amplitude_unset(part, unset) for part in kernel.kernels if has_amplitude(part))
+    if isinstance(kernel, MixtureKernel):  # its lengthscales and frequencies say nothing of the variance
+        return id(kernel.raw_weight) in unset
     return all(id(parameter) in unset for parameter in kernel.parameters(recurse=False))
 
 
@@ -232,7 +237,7 @@ def _set_defaults(kernel: Kernel, n_features: int, share: float, unset: dict[int
         for part in kernel.kernels:
             _set_defaults(part, n_columns, share / len(kernel.kernels), unset)
     elif isinstance(kernel, ProductKernel):
-        carrier = _carrier(kernel, unset)
+        carrier = variance_carrier(kernel, unset)
         for part in kernel.kernels:
             _set_defaults(part, n_columns, share if part is carrier else 1.0, unset)
     else:

@@ -96,8 +96,8 @@ def test_outputs_at_alternate_rows_and_slopes_alone_are_learned_from():
 
 def test_a_frequency_can_be_set_by_name_and_draws_are_functions():
     model = GPRegressor(GaussianMixture(frequency=[0.0, 1.0]), optimizer=None)
-    model.set_params(kernel__frequency=0.9, kernel__weight=[4.0, 20.0])
-    assert model.get_params()["kernel__frequency"] == pytest.approx(0.9)
+    model.set_params(kernel__frequency=[0.0, 0.9], kernel__weight=[4.0, 20.0])
+    assert model.get_params()["kernel__frequency"] == pytest.approx([0.0, 0.9])
     model.fit(X, Y)
     assert model.posterior_.pathwise
     np.testing.assert_allclose(model.sample_y(X[:5], 2), model.sample_y(X, 2)[:5], rtol=1e-8)

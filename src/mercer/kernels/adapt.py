@@ -104,6 +104,12 @@ def _fit_columns(kernel: Kernel, visible: list[int], names: Sequence[str] | None
             if isinstance(parameter, torch.nn.Parameter) and parameter.shape[-1] == 1:
                 parameter.data = parameter.data.expand(*parameter.shape[:-1], n_columns).clone()
     if kernel.ard_num_dims is not None and kernel.ard_num_dims != n_columns:
+        if isinstance(kernel, MixtureKernel):
+            raise ValueError(
+                f"kernel {kernel.short_name} has lengthscales and frequencies for {kernel.ard_num_dims} column(s) but "
+                f"sees {n_columns} columns of X; give {n_columns} of each per component, or choose the columns with "
+                "active_dims."
+            )
         raise ValueError(
             f"kernel {type(kernel).__name__} has {kernel.ard_num_dims} lengthscales but sees {n_columns} "
             "columns of X; give one per column, one number for all, or choose the columns with active_dims."

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from mercer.kernels.mixture_gram import mixture_gram, toeplitz_gram
-from mercer.kernels.params import assign, is_unset, parameter_value
+from mercer.kernels.params import assign, is_unset, parameter_value, read_param, write_param
 
 SPECTRA = ("gaussian", "student")
 _N_COMPONENTS = 4
@@ -114,7 +115,7 @@ class MixtureKernel(Kernel):
 
     @weight.setter
     def weight(self, value: Any) -> None:
-        assign(self, "raw_weight", torch.as_tensor(value))
+        assign(self, "raw_weight", torch.as_tensor(value, dtype=self.raw_weight.dtype))
 
     @property
     def lengthscale(self) -> Tensor:
@@ -123,8 +124,7 @@ class MixtureKernel(Kernel):
 
     @lengthscale.setter
     def lengthscale(self, value: Any) -> None:
-        value = torch.as_tensor(value)
-        assign(self, "raw_lengthscale", (value[:, None] if value.dim() == 1 else value).expand_as(self.moving))
+        assign(self, "raw_lengthscale", self._of_components("lengthscale", value))
 
     @property
     def frequency(self) -> Tensor:
@@ -135,15 +135,38 @@ class MixtureKernel(Kernel):
     @frequency.setter
     def frequency(self, value: Any) -> None:
         """Set all frequencies; from now on those that are not zero are learned."""
-        value = torch.as_tensor(value).to(self.raw_weight)
-        value = (value[:, None] if value.dim() == 1 else value).expand_as(self.moving)
-        self.moving = value != 0
-        free = value[self.moving]
-        learned = self.raw_frequency.requires_grad or self.raw_frequency.numel() == 0
+        value = self._of_components("frequency", value)
+        free = value[value != 0]
+        before, learned = self.raw_frequency.data, self.raw_frequency.requires_grad or self.raw_frequency.numel() == 0
         self.raw_frequency.data = free.new_zeros(free.shape)
+        try:
+            if free.numel():
+                assign(self, "raw_frequency", free)
+        except ValueError:
+            self.raw_frequency.data = before
+            raise
         self.raw_frequency.requires_grad_(learned and free.numel() > 0)
-        if free.numel():
-            assign(self, "raw_frequency", free)
+        self.moving = value != 0
+
+    def _of_components(self, name: str, value: Any) -> Tensor:
+        """Return one number, (Q,) or (Q, d) as (Q, d); the last says how many columns there are if nothing has yet."""
+        value = torch.as_tensor(value, dtype=self.raw_weight.dtype, device=self.raw_weight.device).detach()
+        if self.ard_deferred and value.dim() == 2 and value.shape[1] > 1 and value.shape[0] in (1, self.n_components):
+            self.resize(value.shape[1])
+        try:
+            return (value[:, None] if value.dim() == 1 else value).expand_as(self.moving)
+        except RuntimeError as error:
+            q, d = self.moving.shape
+            raise ValueError(
+                f"{name} of {self.short_name} must be one number, ({q},) with one per component or ({q}, {d}) with one "
+                f"per column too, got {tuple(value.shape)}."
+            ) from error
+
+    def forget_frequency(self) -> None:
+        """Leave all frequencies to the data, those of zero too."""
+        self.moving = torch.ones_like(self.moving)
+        self.raw_frequency.data = self.raw_frequency.new_zeros(self.moving.numel())
+        self.raw_frequency.requires_grad_(True)
 
     def resize(self, n_columns: int) -> None:
         """Give every column what the only one had, for a kernel that did not know its columns before."""
@@ -183,6 +206,26 @@ class MixtureKernel(Kernel):
         parameters = (self.weight.to(x1), ell, frequency)
         grid = toeplitz_gram(self.spectrum, x1, *parameters, orders=orders) if x1 is x2 else None
         return mixture_gram(self.spectrum, x1, x2, *parameters, orders) if grid is None else grid
+
+
+@read_param.register
+def _(owner: MixtureKernel, leaf: str) -> Any:
+    if is_unset(getattr(owner, leaf)) and not (leaf == "raw_frequency" and not owner.raw_frequency.numel()):
+        return None
+    value = getattr(owner, leaf.removeprefix("raw_")).detach()
+    if value.numel() == 1:
+        return value.item()
+    return (value.squeeze(1) if value.dim() == 2 and value.shape[1] == 1 else value).tolist()
+
+
+@write_param.register
+def _(owner: MixtureKernel, leaf: str, value: Any) -> None:
+    if value is not None:
+        setattr(owner, leaf.removeprefix("raw_"), value)
+    elif leaf == "raw_frequency":
+        owner.forget_frequency()
+    else:
+        getattr(owner, leaf).data.zero_()
 
 
 def GaussianMixture(n_components: int | None = None, **values: Any) -> MixtureKernel:
@@ -232,6 +275,12 @@ def prune(kernel: Kernel, tol: float = 1e-8) -> tuple[Kernel, int]:
 
 def _sizes(n_components: int | None, given: dict[str, Tensor], active: int | None) -> tuple[int, int | None]:
     """Return Q and d from the shapes of what is given; d is None where nothing says it."""
+    if n_components is not None and (isinstance(n_components, bool) or not isinstance(n_components, Integral)):
+        raise ValueError(f"n_components must be a whole number, got {n_components!r}.")
+    for name, value in given.items():
+        if value.dim() > (1 if name == "weight" else 2):
+            shapes = "(Q,)" if name == "weight" else "(Q,) or (Q, d)"
+            raise ValueError(f"{name} must be one number, {shapes}, got {tuple(value.shape)}.")
     counts = {name: len(value) for name, value in given.items() if value.dim()}
     if n_components is not None:
         counts = {"n_components": int(n_components), **counts}

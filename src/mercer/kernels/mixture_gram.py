@@ -57,7 +57,8 @@ def mixture_gram(
     batch = torch.broadcast_shapes(X1.shape[:-2], X2.shape[:-2])
     # lags do not change with the origin; phases near it are accurate
     centre = X2.detach().mean(-2, keepdim=True) if X2.shape[-2] else 0.0
-    flat = [(X - centre).expand(*batch, *X.shape[-2:]).reshape(-1, *X.shape[-2:]) for X in (X1, X2)]
+    n_sets = math.prod(batch)
+    flat = [(X - centre).expand(*batch, *X.shape[-2:]).reshape(n_sets, *X.shape[-2:]) for X in (X1, X2)]
     values = _MixtureGram.apply(spectrum, tuple(orders), *flat, weight, lengthscale, frequency)
     return values.reshape(*batch, X1.shape[-2], X2.shape[-2])
 
@@ -197,16 +198,16 @@ class _MixtureGram(torch.autograd.Function):
             columns = _columns(ctx.spectrum, ctx.orders, X1[block], X2[block[0]], lengthscale, frequency, 1)
             factors = [column.value() for column in columns]
             for j, column in enumerate(columns):
-                others = grad[block] * weight[:, None, None, None]
+                others = grad[block]
                 for other in factors[:j] + factors[j + 1 :]:
                     others = others * other
                 if j == 0:
-                    by_weight += _dot(others, factors[0]) / weight
-                by_lengthscale[:, j] += _dot(others, column.by_log_lengthscale()) / lengthscale[:, j]
+                    by_weight += _dot(others, factors[0])
+                by_lengthscale[:, j] += weight * _dot(others, column.by_log_lengthscale()) / lengthscale[:, j]
                 if by_frequency is not None and ctx.needs_input_grad[6]:
-                    by_frequency[:, j] += 2 * math.pi * _dot(others, column.by_omega())
+                    by_frequency[:, j] += 2 * math.pi * weight * _dot(others, column.by_omega())
                 if moves:
-                    slope = (others * column.value(1)).sum(0)
+                    slope = torch.tensordot(weight, others * column.value(1), 1)
                     by_x1[(*block, j)] += slope.sum(-1)
                     by_x2[block[0], :, j] -= slope.sum(-2)
         return None, None, by_x1, by_x2, by_weight, by_lengthscale, by_frequency

@@ -8,6 +8,7 @@ exact zeros) has the value None: it is chosen when the estimator is fitted.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import singledispatch
 from typing import Any
 
 import gpytorch
@@ -34,19 +35,11 @@ def kernel_params(kernel: Kernel) -> dict[str, Any]:
     -------
     dict of str to float, list or None
         Values as the kernel uses them (not raw): a float for one number, a list for one number per column,
-        nested lists beyond, None where nothing was set.
+        nested lists beyond, None where nothing was set. Of a mixture a list has one entry per component.
     """
     values: dict[str, Any] = {}
     for path, owner, leaf in _parameters(kernel):
-        parameter = getattr(owner, leaf)
-        if leaf.startswith("raw_") and is_unset(parameter):
-            values[path] = None
-            continue
-        value = parameter_value(owner, leaf)
-        if value.numel() == 1:
-            values[path] = value.item()
-        else:
-            values[path] = (value.squeeze(0) if value.dim() == 2 and value.shape[0] == 1 else value).tolist()
+        values[path] = read_param(owner, leaf)
     return values
 
 
@@ -60,7 +53,7 @@ def set_kernel_param(kernel: Kernel, path: str, value: Any) -> None:
         A key of :func:`kernel_params`.
     value : float, array-like or None
         One number for all entries, or one per entry. A list for a lengthscale (period, linear variance)
-        resizes it to one number per column. None forgets the value.
+        resizes it to one number per column, but of a mixture it has one entry per component. None forgets the value.
 
     Raises
     ------
@@ -70,11 +63,28 @@ def set_kernel_param(kernel: Kernel, path: str, value: Any) -> None:
     known = {known_path: (owner, leaf) for known_path, owner, leaf in _parameters(kernel)}
     if path not in known:
         raise ValueError(f"kernel has no parameter {path!r}; it has {', '.join(sorted(known)) or 'none'}.")
-    owner, leaf = known[path]
+    write_param(*known[path], value)
+
+
+@singledispatch
+def read_param(owner: gpytorch.Module, leaf: str) -> Any:
+    """Return one parameter of a module as `kernel_params` does; register what a class shows otherwise."""
+    parameter = getattr(owner, leaf)
+    if leaf.startswith("raw_") and is_unset(parameter):
+        return None
+    value = parameter_value(owner, leaf)
+    if value.numel() == 1:
+        return value.item()
+    return (value.squeeze(0) if value.dim() == 2 and value.shape[0] == 1 else value).tolist()
+
+
+@singledispatch
+def write_param(owner: gpytorch.Module, leaf: str, value: Any) -> None:
+    """Set one parameter of a module as `set_kernel_param` does; register what a class reads otherwise."""
     if value is None:
         getattr(owner, leaf).data.zero_()
-        return
-    assign(owner, leaf, torch.as_tensor(value, dtype=getattr(owner, leaf).dtype))
+    else:
+        assign(owner, leaf, torch.as_tensor(value, dtype=getattr(owner, leaf).dtype))
 
 
 def describe(kernel: Kernel) -> str:

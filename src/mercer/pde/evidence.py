@@ -1,4 +1,4 @@
-"""Hyperparameters and unknown coefficients by maximal evidence, with what the evidence's curvature says of them.
+"""Hyperparameters and unknown coefficients by maximal evidence.
 
 θ is one vector: logarithms of amplitudes and lengthscales, coordinates of the coefficients, the logarithm of the noise.
 The gradient is the posterior's adjoint, carried to θ by autograd.
@@ -16,36 +16,18 @@ from torch import Tensor
 
 from mercer.kernels import Kernel, hyperparameters
 from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.pde.equation import LinearisationError
 from mercer.pde.rows import Posterior, Rows
+from mercer.pde.unknowns import Coefficient as Coefficient
 from mercer.pde.unknowns import Unknown
 
 _FAR = 1e3  # nats by which a point that cannot be evaluated is worse than the first
-_STEP = 1e-3  # of a coordinate, for the curvature
-_IDENTIFIED = 1.0  # nats by which the profile must fall to both ends of the range
-_SCAN = 13
-_PROFILE = 8  # iterations over all else at the ends of a range
+_SMALLEST = -4.0  # logarithm of an amplitude, relative to what data say
+# what happens at θ that cannot be evaluated
+FAILURES = (NotPositiveDefiniteError, torch.linalg.LinAlgError, LinearisationError)
 
 Condition = Callable[[Sequence[Rows]], Posterior]
 MakeRows = Callable[[Mapping[str, Tensor], Tensor | None], list[Rows]]
-
-
-@dataclass(frozen=True)
-class Coefficient:
-    """What was learned of an unknown coefficient.
-
-    ``value`` and ``std`` are in its own units; ``drop`` is by how many nats the evidence, maximised over all else,
-    falls towards the lower and the upper end of the range; ``identified`` says that both fall by at least one.
-    """
-
-    value: float
-    std: float
-    identified: bool
-    drop: tuple[float, float]
-
-    def __str__(self) -> str:
-        if self.identified:
-            return f"{self.value:.6g} ± {self.std:.2g}"
-        return f"not identified (evidence falls by {self.drop[0]:.2g} and {self.drop[1]:.2g} nats over the range)"
 
 
 class Search:
@@ -60,6 +42,9 @@ class Search:
         Standard deviation from which that of the sensors is learned; None where it is known.
     every : bool
         Move each parameter of the kernels by itself; else one amplitude per field, and one factor for its lengthscales.
+    seen : sequence of bool, optional
+        Which fields have data that say how large they are. Exact rows do not count as data, and where the prior's waves
+        are rougher than the solution sensors would rather have an amplitude near zero, so that these stay near.
     """
 
     def __init__(
@@ -68,14 +53,16 @@ class Search:
         unknowns: Mapping[str, Unknown],
         noise: float | None = None,
         every: bool = False,
+        seen: Sequence[bool] = (),
     ):
         self.unknowns = dict(unknowns)
         self.learn_noise = noise is not None
         self.held: list[tuple[torch.nn.Parameter, Tensor, Callable[[Tensor], Tensor], list[int]]] = []
         start: list[float] = []
         bounds: list[tuple[float, float]] = []
-        for kernel in kernels:
+        for number, kernel in enumerate(kernels):
             places: dict[str, int] = {}
+            least = _SMALLEST if seen and seen[number] else -20.0
             for h in hyperparameters(kernel):
                 base = h.to_theta(h.parameter.detach()).detach()
                 kind = h.name.rpartition(".")[2]
@@ -90,7 +77,7 @@ class Search:
                     if group not in places:
                         places[group] = len(start)
                         start.append(0.0)
-                        bounds.append((-1.5, 0.2) if group == "lengthscale" else (-20.0, 20.0))
+                        bounds.append((-1.5, 0.2) if group == "lengthscale" else (least, 20.0))
                     index = [places[group]] * base.numel()
                 else:
                     continue
@@ -170,13 +157,14 @@ class Evidence:
         """Return the evidence in nats and its gradient, (k,)."""
         self.n_evaluations += 1
         leaf, coefficients, log_noise, storages = self.search.place(theta)
-        rows = self.rows(coefficients, log_noise)
+        ends: list[tuple[Tensor, Tensor]] = []
+        rows = [_cut(part, ends) for part in self.rows(coefficients, log_noise)]
         exact, value = _exact(rows), 0.0
         if exact:
             given = self.condition([_detached(part) for part in exact])
             value -= given.log_evidence
             given.backward(exact)
-            for tensor in (leaf, *(parameter for parameter, *_ in self.search.held)):
+            for tensor in (*(end for _, end in ends), *(parameter for parameter, *_ in self.search.held)):
                 if tensor.grad is not None:
                     tensor.grad.neg_()
         posterior = self.condition([_detached(part) for part in rows])
@@ -184,13 +172,16 @@ class Evidence:
         variances = torch.cat([part.noise() for part in rows])
         if variances.requires_grad:
             variances.backward(by_noise, retain_graph=True)
+        moved = [(tensor, end.grad) for tensor, end in ends if end.grad is not None]
+        if moved:
+            torch.autograd.backward([tensor for tensor, _ in moved], [gradient for _, gradient in moved])
         return posterior.log_evidence + value, self.search.pull(leaf, storages)
 
     def value(self, theta: np.ndarray) -> float:
         """Return the evidence alone, −∞ where it cannot be computed."""
         try:
             found = self.posterior(theta)[2]
-        except (NotPositiveDefiniteError, torch.linalg.LinAlgError):
+        except FAILURES:
             return -np.inf
         return found if np.isfinite(found) else -np.inf
 
@@ -206,7 +197,7 @@ class Evidence:
             theta[free] = part
             try:
                 value, gradient = self(theta)
-            except (NotPositiveDefiniteError, torch.linalg.LinAlgError):
+            except FAILURES:
                 value, gradient = np.nan, np.zeros(len(theta))
             if not (np.isfinite(value) and np.isfinite(gradient).all()):
                 return (_FAR - best_value if np.isfinite(best_value) else 1e10), np.zeros(len(free))
@@ -214,6 +205,9 @@ class Evidence:
                 best_value, best_theta = value, theta.copy()
             return -value, -gradient[free]
 
+        if not len(free):
+            posterior, coefficients, value = self.posterior(start)
+            return Maximum(start, value, posterior, coefficients, self.n_evaluations, "nothing to learn")
         bounds = [self.search.bounds[i] for i in free]
         clipped = np.clip(start[free], [b[0] for b in bounds], [b[1] for b in bounds])
         options = {"maxiter": max_iter, "maxfun": 3 * max_iter}
@@ -221,79 +215,27 @@ class Evidence:
         posterior, coefficients, value = self.posterior(best_theta)
         return Maximum(best_theta, value, posterior, coefficients, self.n_evaluations, str(found.message))
 
-    def scan(self, theta: np.ndarray) -> np.ndarray:
-        """Move each unknown coefficient to the best of a few places over its range, one after the other."""
-        theta = theta.copy()
-        for i in range(len(self.search.unknowns)):
-            at = self.search.first_unknown + i
-            places = [theta[at], *np.linspace(*self.search.bounds[at], _SCAN)]
-            values = []
-            for place in places:
-                trial = theta.copy()
-                trial[at] = place
-                values.append(self.value(trial))
-            theta[at] = places[int(np.argmax(values))]
-        return theta
-
-    def describe(self, maximum: Maximum) -> tuple[dict[str, Coefficient], np.ndarray]:
-        """Return value, sd and identifiability of each unknown coefficient at a maximum, and the covariance of θ."""
-        search, theta = self.search, maximum.theta
-        covariance = self._covariance(theta)
-        found = {}
-        for i, (name, unknown) in enumerate(search.unknowns.items()):
-            at = search.first_unknown + i
-            drops = []
-            for end in search.bounds[at]:
-                trial = theta.copy()
-                trial[at] = end
-                drops.append(maximum.value - self.maximise(trial, max_iter=_PROFILE, fixed=[at]).value)
-            line = torch.tensor(theta[at], dtype=torch.float64, requires_grad=True)
-            value = unknown.from_line(line)
-            slope = float(torch.autograd.grad(value, line)[0])
-            value = value.detach()
-            std = abs(slope) * float(np.sqrt(covariance[at, at]))
-            drop = (float(drops[0]), float(drops[1]))
-            found[name] = Coefficient(float(value), std, min(drop) >= _IDENTIFIED, drop)
-        self.posterior(theta)  # leaves the kernels where the maximum is
-        return found, covariance
-
-    def sigma_points(self, maximum: Maximum, covariance: np.ndarray) -> list[tuple[Posterior, Posterior]]:
-        """Return the posteriors a standard deviation to either side, along axes of the coefficients' covariance."""
-        first, k = self.search.first_unknown, len(self.search.unknowns)
-        low, high = np.array(self.search.bounds[first : first + k]).T
-        values, vectors = np.linalg.eigh(covariance[first : first + k, first : first + k])
-        pairs = []
-        for value, vector in zip(values, vectors.T, strict=True):
-            both = []
-            for sign in (1.0, -1.0):
-                theta = maximum.theta.copy()
-                step = sign * np.sqrt(max(value, 0.0)) * vector
-                theta[first : first + k] = np.clip(theta[first : first + k] + step, low, high)
-                both.append(self.posterior(theta)[0])
-            pairs.append((both[0], both[1]))
-        self.posterior(maximum.theta)
-        return pairs
-
-    def _covariance(self, theta: np.ndarray) -> np.ndarray:
-        """Return the inverse of minus the Hessian of the evidence, from differences of the gradient."""
-        k = len(theta)
-        hessian = np.zeros((k, k))
-        for i in range(k):
-            sides = []
-            for sign in (1.0, -1.0):
-                moved = theta.copy()
-                moved[i] += sign * _STEP
-                sides.append(self(moved)[1])
-            hessian[:, i] = (sides[1] - sides[0]) / (2 * _STEP)
-        values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
-        # directions that the data do not bend count as known to within a range of a few logarithms
-        return (vectors / np.maximum(values, 0.1)) @ vectors.T
-
 
 def _exact(rows: Sequence[Rows]) -> list[Rows]:
     """Return the rows without noise of their own, none if that is all of them."""
     exact = [part for part in rows if part.noise_variance is None]
     return exact if len(exact) < len(rows) else []
+
+
+def _cut(part: Rows, ends: list[tuple[Tensor, Tensor]]) -> Rows:
+    """Return rows whose coefficients and targets are leaves, noted in ``ends`` beside what they were copied from.
+
+    Gradients arrive there twice, from all rows and from the exact ones, and a graph may be walked once.
+    """
+
+    def leaf(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        ends.append((tensor, tensor.detach().requires_grad_()))
+        return ends[-1][1]
+
+    functional = tuple(term._replace(coefficient=leaf(term.coefficient)) for term in part.functional)
+    return Rows(functional, leaf(part.target), part.kind, part.noise_variance)
 
 
 def _detached(part: Rows) -> Rows:

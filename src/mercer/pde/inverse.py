@@ -13,15 +13,18 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from mercer.kernels import Kernel, MixtureKernel, functional_diag
+from mercer.kernels import Kernel, MixtureKernel, ScaleKernel, functional_diag
 from mercer.linalg.cholesky import NotPositiveDefiniteError
-from mercer.pde.evidence import Coefficient, Evidence, Maximum, Search
+from mercer.pde.conditions import Periodic
+from mercer.pde.evidence import Evidence, Maximum, Search
 from mercer.pde.gauss_newton import equation_rows, gauss_newton
+from mercer.pde.identify import describe, scan, sigma_points
 from mercer.pde.marginalised import Marginalised
 from mercer.pde.priors import Solver, Trial
 from mercer.pde.problem import Problem
 from mercer.pde.rows import Posterior, Rows
 from mercer.pde.spectrum import Lines, mixture
+from mercer.pde.unknowns import Coefficient, first_noise
 
 TOLERANCE = 1e-10  # relative variance of the equation's residual
 _RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -36,7 +39,7 @@ MakeLines = Callable[[Mapping[str, Tensor] | None], Lines]
 
 
 def invert(
-    solver: Solver, make_lines: MakeLines, kernels: list[Kernel] | None = None
+    solver: Solver, make_lines: MakeLines, kernels: list[Kernel] | None = None, spectrum: str = "gaussian"
 ) -> tuple[Trial, dict[str, Coefficient]]:
     """Return the posterior at the largest evidence, and what was learned of the coefficients.
 
@@ -46,15 +49,19 @@ def invert(
     make_lines : callable
         Returns the lines of the spectrum for given coefficients.
     kernels : list of gpytorch Kernel, optional
-        One per field, in the place of mixtures with these lines.
+        One per field, in the place of mixtures with these lines; one without an amplitude gets one.
+    spectrum : {"gaussian", "student"}
+        Shape of the lines.
     """
     pde = solver.problem.pde
     coefficients = pde.initial_coefficients()
+    chosen = None if kernels is None else _with_amplitudes(solver.problem, kernels)
+    if pde.unknowns and not solver.problem.sensors and not _overdetermined(solver.problem):
+        return _unobserved(solver, make_lines, chosen, spectrum)
     best: _Fit | None = None
-    chosen = kernels
     for _ in range(_LOOKS):
         if chosen is None:
-            chosen = _resolved(solver, make_lines(coefficients), coefficients)
+            chosen = _resolved(solver, make_lines(coefficients), coefficients, spectrum)
         fit = _Fit(solver, chosen)
         fit.search_from(best)
         best = fit
@@ -69,15 +76,47 @@ def invert(
     posterior: Posterior = best.maximum.posterior
     found: dict[str, Coefficient] = {}
     if pde.unknowns:
-        found, covariance = best.evidence.describe(best.maximum)
-        posterior = Marginalised(posterior, best.evidence.sigma_points(best.maximum, covariance))
+        best.maximum, found, covariance = describe(best.evidence, best.maximum)
+        posterior = Marginalised(best.maximum.posterior, sigma_points(best.evidence, best.maximum, covariance))
     solver.coefficients = best.maximum.coefficients or None
     check = solver.problem.check(posterior, solver.coefficients)
     trial = Trial(best.kernels, posterior, check, best.n_steps, best.maximum.status, best.evidence.n_evaluations)
     return trial, found
 
 
-def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor]) -> list[Kernel]:
+def _unobserved(
+    solver: Solver, make_lines: MakeLines, kernels: list[Kernel] | None, spectrum: str
+) -> tuple[Trial, dict[str, Coefficient]]:
+    """Solve with the coefficients that a search would start from: there is nothing to tell others from them."""
+    pde, coefficients = solver.problem.pde, solver.problem.pde.initial_coefficients()
+    solver.coefficients = coefficients
+    trial = solver.climb(make_lines(coefficients), None, spectrum) if kernels is None else solver.solve(kernels)
+    if trial is None:
+        raise ValueError("no prior was found that the rows can be conditioned on; take other nodes.")
+    trial.posterior.surprise = max(1.0, solver.problem.surprise(trial.posterior, coefficients))
+    note = "not identified: nothing was observed, so that the solution is for its init, {:g}"
+    found = {
+        name: Coefficient(unknown.init, math.inf, False, (0.0, 0.0), note.format(unknown.init))
+        for name, unknown in pde.unknowns.items()
+    }
+    return trial, found
+
+
+def _overdetermined(problem: Problem) -> bool:
+    """Say whether some axis has more conditions than the equations have derivatives, all fields together."""
+    pde, given = problem.pde, [0] * problem.pde.domain.d
+    order = [
+        sum(max((index[j] for i, index in pde.requests if i == f), default=0) for f in range(len(pde.fields)))
+        for j in range(pde.domain.d)
+    ]
+    for condition in problem.conditions:
+        for j, n in enumerate(condition.per_axis(pde.domain)):
+            # a period says no more than that there are no ends
+            given[j] += min(n, order[j]) if isinstance(condition, Periodic) else n
+    return any(n > most for n, most in zip(given, order, strict=True))
+
+
+def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor], spectrum: str) -> list[Kernel]:
     """Return the longest lengthscales with which equation and conditions alone can be met, or the best there are."""
     problem, best, smallest = solver.problem, None, math.inf
     exact = Problem(problem.pde, problem.conditions, problem.counts, (), problem.device)
@@ -85,7 +124,7 @@ def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor]) 
     trial_solver.tell = solver.tell
     trial_solver.coefficients = coefficients
     for ratio in _RATIOS[1:] if problem.pde.domain.d == 1 else _RATIOS:
-        kernels = _mixtures(solver, lines, ratio)
+        kernels = _mixtures(solver, lines, ratio, spectrum)
         features = solver.features(kernels)
         if best is not None and features is not None and features.size > _MOST_AT_ONCE:
             break
@@ -111,6 +150,7 @@ class _Fit:
         self.size = 0 if self.features is None else self.features.size
         self.held: Tensor | None = None
         self.n_steps = 1
+        self._tolerance = TOLERANCE if solver.nugget is None else solver.nugget
         self._reference = [deepcopy(kernel) for kernel in kernels]
         self._begun = [kernel.lengthscale.detach().clone() for kernel in kernels if isinstance(kernel, MixtureKernel)]
         self._values: tuple[Tensor, ...] | None = None
@@ -119,15 +159,22 @@ class _Fit:
         """Climb, from the coefficients and the noise of another fit if there is one."""
         pde, sensors = self.solver.problem.pde, self.solver.problem.sensors
         learn = [sensor for sensor in sensors if sensor.noise is None]
-        noise = float(sum(s.y.std() for s in learn) / len(learn)) * math.exp(-2) if learn else None
-        search = Search(self.kernels, pde.unknowns, noise)
+        noise = sum(first_noise(sensor.y) for sensor in learn) / len(learn) if learn else None
+        seen = [_size(self.solver.problem, field) is not None for field in range(len(pde.fields))]
+        search = Search(self.kernels, pde.unknowns, noise, seen=seen)
         self.X = self.solver.problem.points(_MOST_NODES)
         # the tolerance is that of the first prior, whatever amplitudes are learned
         self.held = held = self._nuggets() if other is None or other.held is None else other.held
+        n_equations = len(self.X) * pde.n_equations
 
         def condition(rows: Sequence[Rows]) -> Posterior:
-            # exact rows come first, and may come alone
-            return self.solver.conditioner(self.kernels, self.features, held[: sum(map(len, rows))])(rows)
+            # exact rows come first, and may come alone; what is known may come without the equation
+            first = 0 if rows[0].kind == "equation" else n_equations
+            its = held[first : first + sum(map(len, rows))]
+            posterior = self.solver.conditioner(self.kernels, self.features, its)(rows)
+            if self.features is not None:
+                posterior.nugget = self._tolerance
+            return posterior
 
         self.evidence = Evidence(search, self._rows, condition)
         self._condition = condition
@@ -135,7 +182,7 @@ class _Fit:
         if other is not None:
             start[search.first_unknown :] = other.maximum.theta[search.first_unknown :]
         elif pde.unknowns:
-            start = self.evidence.scan(start)
+            start = scan(self.evidence, start)
         self.maximum: Maximum = self.evidence.maximise(start)
 
     def shortened(self) -> bool:
@@ -146,12 +193,11 @@ class _Fit:
     def _nuggets(self) -> Tensor:
         """Return nugget variances relative to the prior's at the start, (n,)."""
         rows = self._rows(self.solver.problem.pde.initial_coefficients(), None)
-        tolerance = TOLERANCE if self.solver.nugget is None else self.solver.nugget
         if self.features is not None:
             sizes = [self.features.evaluate(part.functional).detach().square().sum(1) for part in rows]
         else:
             sizes = [functional_diag(self.kernels, part.functional).detach() for part in rows]
-        return tolerance * torch.cat(sizes)
+        return self._tolerance * torch.cat(sizes)
 
     def _rows(self, coefficients: Mapping[str, Tensor], log_noise: Tensor | None) -> list[Rows]:
         pde = self.solver.problem.pde
@@ -176,17 +222,55 @@ class _Fit:
         return Rows(scaled, part.target / size, part.kind)
 
 
-def _mixtures(solver: Solver, lines: Lines, ratio: float) -> list[Kernel]:
-    """Return one mixture per field, with the amplitude of what its sensors read."""
-    pde = solver.problem.pde
-    kernels: list[Kernel] = []
-    for field in pde.fields:
-        read = [sensor.y.square().mean() for sensor in solver.problem.sensors if sensor.field == field]
-        kernel: MixtureKernel = mixture(lines, pde.domain, ratio)
-        if read:
-            kernel.weight = kernel.weight.detach() / kernel.weight.detach().sum() * float(torch.stack(read).mean())
-        kernels.append(kernel)
+def _mixtures(solver: Solver, lines: Lines, ratio: float, spectrum: str) -> list[Kernel]:
+    """Return one mixture per field, with the amplitudes of what sensors or conditions say."""
+    domain = solver.problem.pde.domain
+    kernels: list[Kernel] = [mixture(lines, domain, ratio, spectrum) for _ in solver.problem.pde.fields]
+    for kernel, size in zip(kernels, _sizes(solver.problem, kernels), strict=True):
+        kernel.weight = kernel.weight.detach() * size
     return kernels
+
+
+def _with_amplitudes(problem: Problem, kernels: Sequence[Kernel]) -> list[Kernel]:
+    """Return kernels with amplitudes that are to be learned started at what is known of their fields."""
+    scaled = []
+    for kernel in kernels:
+        own = {name.rpartition(".")[2] for name, _ in kernel.named_parameters()} & {"raw_weight", "raw_outputscale"}
+        if not own:
+            kernel = ScaleKernel(kernel).double()
+            kernel.outputscale = 1.0
+        scaled.append(kernel)
+    for kernel, size in zip(scaled, _sizes(problem, scaled), strict=True):
+        if isinstance(kernel, ScaleKernel) and kernel.raw_outputscale.requires_grad:
+            kernel.outputscale = kernel.outputscale.detach() * size
+    return scaled
+
+
+def _sizes(problem: Problem, kernels: Sequence[Kernel]) -> list[float]:
+    """Return by what prior variances are to be multiplied to be those of the data, as others are where none are."""
+    found = [_size(problem, field, kernels) for field in range(len(kernels))]
+    seen = [size for size in found if size is not None]
+    usual = sum(seen) / len(seen) if seen else 1.0
+    return [usual if size is None else size for size in found]
+
+
+def _size(problem: Problem, field: int, kernels: Sequence[Kernel] | None = None) -> float | None:
+    """Return the mean square of what sensors of a field read, or its conditions say, over its prior variance."""
+    pde = problem.pde
+    known = [sensor.rows(pde) for sensor in problem.sensors if sensor.field == pde.fields[field]]
+    if not known:
+        for condition in problem.conditions:
+            if condition.field == pde.fields[field]:
+                L, target = condition.rows(pde.domain, problem.counts, pde.fields, _PER_FACE, problem.device)
+                known.append(Rows(L, target, "condition"))
+    sizes = []
+    for part in known:
+        # readings that are all zero are as large as their noise
+        read = max(float(part.target.square().mean()), float(part.noise().mean()))
+        prior = float(functional_diag(kernels, part.functional).detach().mean()) if kernels else 1.0
+        if read > 0 and prior > 0:
+            sizes.append(read / prior)
+    return sum(sizes) / len(sizes) if sizes else None
 
 
 def _detached(value: Tensor | None) -> Tensor | None:

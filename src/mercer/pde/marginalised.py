@@ -27,6 +27,8 @@ class Marginalised:
         self.posterior, self.pairs = posterior, list(pairs)
         self.log_evidence, self.scale, self.nugget = posterior.log_evidence, posterior.scale, posterior.nugget
         self.surprise, self.noise_variance = posterior.surprise, posterior.noise_variance
+        self.calibrated: bool = getattr(posterior, "calibrated", False)
+        self.quadratic: float = getattr(posterior, "quadratic", 0.0)
         self.features = getattr(posterior, "features", None)
 
     def mean(self, L: Functional) -> Tensor:

@@ -18,6 +18,7 @@ from mercer.kernels.functionals import Term, functional_diag
 from mercer.pde.conditions import Condition, Periodic, Robin, field_number
 from mercer.pde.equation import PDE
 from mercer.pde.rows import Posterior, Rows, amplitude, derivative
+from mercer.pde.unknowns import first_noise
 
 _CHECKED = 2000  # shifted nodes at most
 _CHECKED_ON_FACE = 200
@@ -52,7 +53,7 @@ class Sensors:
         index = pde.domain.order(self.derivative)
         L = derivative(self.X, index, field_number(self.field, pde.fields))
         if self.noise is None:
-            start = self.y.std().clamp_min(1e-300).log() - 2 if log_noise is None else log_noise
+            start = self.y.new_tensor(first_noise(self.y)).log() if log_noise is None else log_noise.to(self.y.device)
             return Rows(L, self.y, "sensor", (2 * start).exp().expand(len(self.y)))
         noise = torch.as_tensor(self.noise, dtype=torch.float64, device=self.y.device)
         return Rows(L, self.y, "sensor", noise.square().expand(len(self.y)))

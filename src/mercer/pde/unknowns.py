@@ -1,9 +1,14 @@
-"""Coefficients of an equation that are to be learned, each with a range and a coordinate on the real line."""
+"""What is to be learned: coefficients, each with a range and a coordinate on the real line, and the sensors' noise."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+from torch import Tensor
+
+_SPREAD = 1e-3  # of readings, relative to their size, below which they say nothing of their noise
+_BEGUN = math.exp(-2)  # of the spread of readings, where the search for their noise starts
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,31 @@ class Real:
 
 
 Unknown = Positive | Real
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """What was learned of an unknown coefficient.
+
+    ``value`` and ``std`` are in its own units; ``drop`` is by how many nats the evidence, maximised over all else,
+    falls towards the lower and the upper end of the range; ``identified`` says that both fall by at least one, and
+    ``note`` why it is not, where that is known.
+    """
+
+    value: float
+    std: float
+    identified: bool
+    drop: tuple[float, float]
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.identified:
+            return f"{self.value:.6g} ± {self.std:.2g}"
+        lower, upper = self.drop
+        return self.note or f"not identified (evidence falls by {lower:.2g} and {upper:.2g} nats over the range)"
+
+
+def first_noise(y: Tensor) -> float:
+    """Return the standard deviation from which that of the readings ``y`` is learned; one number has one too."""
+    spread = float((y - y.mean()).square().mean().sqrt())
+    return _BEGUN * (max(spread, _SPREAD * float(y.square().mean().sqrt())) or 1.0)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from mercer.kernels import Kernel, derivative_gram, has_derivatives
+from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.linalg.kronecker import kron_cholesky, kron_matvec
 
 NUGGET = 1e-12  # of derivatives at nodes, relative to the prior variance
 _NUGGETS = 10.0 ** -torch.arange(2.0, 15.0, dtype=torch.float64)  # tried for predictions, the smoothest first
+_RAISES = 6  # of the nugget
 _UNIFORM = 1e-9  # of the spacing
 _AS_GOOD = 1.5  # times the least squared error
 _COLUMNS = 256  # of values along an axis that choose its nugget
@@ -34,14 +36,20 @@ class Axis:
         Sees one column; differentiable as often as it will be asked to be.
     nugget : float
         ε relative to k(0), raised tenfold until C can be factored (``nugget`` is the one used).
+    number : int
+        Which axis it is, for messages.
 
     Raises
     ------
     TypeError
         Nodes are not float64, or the kernel has no derivatives.
+    ValueError
+        The kernel has several columns.
+    NotPositiveDefiniteError
+        The kernel is too smooth for so many nodes, even with a millionfold nugget.
     """
 
-    def __init__(self, nodes: Tensor, kernel: Kernel, nugget: float = NUGGET):
+    def __init__(self, nodes: Tensor, kernel: Kernel, nugget: float = NUGGET, number: int = 0):
         if nodes.dtype != torch.float64:
             raise TypeError(f"nodes must be float64, got {nodes.dtype}: fast waves leave float32 no digit of u''.")
         if not has_derivatives(kernel):
@@ -49,14 +57,18 @@ class Axis:
         self.nodes, self.kernel = nodes, kernel
         self._known: dict[int, Tensor] = {}
         with torch.no_grad():
-            K = self.gram(0)
+            try:
+                K = self.gram(0)
+            except ValueError as error:
+                raise ValueError(f"a grid takes one kernel of one column per axis; axis {number}: {error}") from None
             self.scale = float(K.diagonal().mean())
-            for self.nugget in nugget * 10.0 ** torch.arange(7).double().numpy():
+            for power in range(_RAISES + 1):
+                self.nugget = nugget * 10.0**power
                 try:
-                    (self.factor,) = kron_cholesky([K], float(self.nugget) * self.scale)
+                    self.factor = factor(K, self.nugget, number)
                     break
-                except ArithmeticError:
-                    if self.nugget >= 9e5 * nugget:
+                except NotPositiveDefiniteError:
+                    if power == _RAISES:
                         raise
 
     def __len__(self) -> int:
@@ -79,6 +91,19 @@ class Axis:
             else:
                 self._known[order] = torch.cholesky_solve(self.gram(order).mT, self.factor).mT
         return self._known[order]
+
+
+def factor(K: Tensor, nugget: float, number: int) -> Tensor:
+    """Return the lower factor of K + ε I of one axis, ε relative to the mean of K's diagonal; differentiable in K."""
+    eye = torch.eye(len(K), dtype=K.dtype, device=K.device)
+    try:
+        (L,) = kron_cholesky([K + nugget * K.diagonal().mean() * eye])
+    except NotPositiveDefiniteError:
+        raise NotPositiveDefiniteError(
+            f"the covariance along axis {number} cannot be factored with a nugget of {nugget:g} k(0): its {len(K)} "
+            "nodes are nearly the same to so smooth a kernel. Take fewer nodes there, or a rougher or shorter kernel."
+        ) from None
+    return L
 
 
 def node_gram(kernel: Kernel, nodes: Tensor, order: int) -> Tensor:

@@ -24,12 +24,12 @@ from mercer.pde.equation import PDE
 from mercer.pde.grid_equation import GridEquation
 from mercer.pde.grid_kernels import alike, kernels_of_data, kernels_of_solution
 from mercer.pde.grid_newton import newton
-from mercer.pde.projection import Projection
-from mercer.pde.published import JITTER, Parameters, Published, train
+from mercer.pde.projection import LEARN, PRECISE, Projection
+from mercer.pde.published import COMPONENTS, JITTER, Parameters, Published, train
 from mercer.pde.sides import Elimination, Side, condition_sides
 
 SMALL = 1000  # nodes in all up to which kernels are learned; each evaluation costs N³
-_ENOUGH = 1e-6  # shifted residual below which nothing is learned
+_ENOUGH = 1e-5  # shifted residual below which nothing is learned
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class GridSolution:
 
     def mean(self, X: Tensor, index: Sequence[int] | None = None) -> Tensor:
         """Return u, or ∂^index u, at points X (n, D), (n,)."""
+        if X.dim() != 2 or X.shape[1] != len(self.axes):
+            raise ValueError(f"X needs one column per axis, (n, {len(self.axes)}), got {tuple(X.shape)}.")
         return self.interpolant.at(X, (0,) * len(self.axes) if index is None else index)
 
     def mean_on(self, points: Sequence[Tensor], index: Sequence[int] | None = None) -> Tensor:
@@ -85,7 +87,7 @@ def solve_grid(
     max_iter: int | None = None,
     seconds: float | None = None,
     frequency_scale: float | None = None,
-    n_components: int = 30,
+    n_components: int | None = None,
     change_point: float | None = None,
     boundary_weight: float | None = None,
     device: torch.device | None = None,
@@ -100,25 +102,25 @@ def solve_grid(
     conditions : sequence of Dirichlet, Neumann, Robin, Initial, Periodic
     kernels : sequence of D gpytorch Kernel of one column, or None
         One per axis, copied; None takes mixtures with the frequencies of the forcing and of the conditions.
-        ``compat=True`` has its own.
+        ``compat=True`` has its own, and takes none.
     shape : int or D integers
         Nodes along each axis, ends included.
     compat : bool
         The published solver: everything trained together by Adam at 0.01.
     spectrum : {"student", "gaussian"}
-        Lines of the mixtures.
+        Lines of the mixtures, where no kernels are given.
     max_iter : int, optional
         Iterations of L-BFGS on the kernels of a small grid (default 20; 0 learns nothing), or steps of Adam (10⁵).
     seconds : float, optional
         Wall time after which no iteration is begun.
     frequency_scale : float, optional
         Largest frequency at the start of ``compat=True``, in cycles per unit of X; 20 by default.
-    n_components : int
-        Lines per axis of ``compat=True``.
+    n_components : int, optional
+        Lines per axis of ``compat=True``; 30 by default.
     change_point : float, optional
         With ``compat=True``: part of the training after which one smooth process is trained to correct the solution.
     boundary_weight : float, optional
-        λ_b of the conditions; 1, or 200 for ``compat=True``.
+        λ_b of the conditions; 1, or 200 for ``compat=True``. Large grids meet conditions exactly, whatever it is.
     device : torch.device, optional
     on_iteration : callable, optional
         With ``compat=True``: called with the number of steps and a function that makes the present solution; its time
@@ -131,7 +133,8 @@ def solve_grid(
     Raises
     ------
     ValueError
-        A system, unknown coefficients, conditions that a grid cannot use, or more than one kernel per axis.
+        A system, unknown coefficients, no conditions or some that a grid cannot use, other than one kernel per axis, or
+        arguments that are not for this value of ``compat``.
     NotPositiveDefiniteError
         A kernel is too smooth for so many nodes.
 
@@ -142,8 +145,18 @@ def solve_grid(
     N_j³ + N Σ N_j) per product. Of the kernels before and after learning those are kept whose residual at cell
     centres, where the equation was not asked for, is smaller.
     """
-    domain = pde.domain
-    equation = GridEquation(pde, domain.axes(shape, device))
+    of_compat = {
+        "frequency_scale": frequency_scale,
+        "n_components": n_components,
+        "change_point": change_point,
+        "on_iteration": on_iteration,
+    }
+    unused = [] if compat else [name for name, value in of_compat.items() if value is not None]
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: for compat=True only, the published training; drop it or set compat.")
+    if compat and kernels is not None:
+        raise ValueError("kernels cannot be given with compat=True: the published training learns its own; drop them.")
+    equation = GridEquation(pde, pde.domain.axes(shape, device))
     if compat:
         return _published(
             equation,
@@ -151,7 +164,7 @@ def solve_grid(
             max_iter=100_000 if max_iter is None else max_iter,
             seconds=seconds,
             frequency_scale=20.0 if frequency_scale is None else frequency_scale,
-            n_components=n_components,
+            n_components=COMPONENTS if n_components is None else n_components,
             change_point=change_point,
             on_iteration=on_iteration,
         )
@@ -165,7 +178,7 @@ def solve_grid(
         # waves of a non-linear equation's solution need not be those of its forcing
         look = best.status == "ok" and not pde.linear
         seen = kernels_of_solution(equation.nodes, best.values, spectrum) if look else forced
-        if not alike(seen, forced, equation.nodes):
+        if not _late(deadline) and not alike(seen, forced, equation.nodes):
             best = _better(best, _solved(equation, conditions, seen, best.values, small, weight, deadline))
     elif len(kernels) == len(equation.shape):
         copies = [deepcopy(kernel) for kernel in kernels]
@@ -173,10 +186,10 @@ def solve_grid(
     else:
         raise ValueError(f"a grid needs one kernel per axis, {len(equation.shape)}, got {len(kernels)}.")
     iterations = 20 if max_iter is None else max_iter
-    if small and iterations and best.report["shifted_residual"] > _ENOUGH:
+    if small and iterations and best.report["shifted_residual"] > _ENOUGH and not _late(deadline):
         learned = [deepcopy(axis.kernel) for axis in best.axes]
-        sides = _sides(pde, conditions, best.axes)
-        projection = Projection(equation, Elimination(equation.shape, sides), learned, weight)
+        elimination = Elimination(equation.shape, _sides(pde, conditions, best.axes))
+        projection = Projection(equation, elimination, learned, weight, [axis.nugget for axis in best.axes])
         search = projection.learn(iterations, deadline)
         trial = _solved(equation, conditions, learned, best.values, small, weight, deadline)
         best = _better(best, trial)
@@ -194,19 +207,28 @@ def _solved(
     deadline: float | None,
 ) -> GridSolution:
     """Solve for given kernels: least squares, or Newton's method where there are too many nodes for it."""
-    axes = tuple(Axis(x, kernel) for x, kernel in zip(equation.nodes, kernels, strict=True))
+    axes = tuple(Axis(x, kernel, number=j) for j, (x, kernel) in enumerate(zip(equation.nodes, kernels, strict=True)))
     elimination = Elimination(equation.shape, _sides(equation.pde, conditions, axes))
-    if small:
-        white = None if start is None else kron_whiten([axis.factor for axis in axes], start).reshape(-1)
-        done: Solution = Projection(equation, elimination, kernels, weight).solve(start=white)
-        method = "variable projection"
-        facts = {name: float(done.stats[name]) for name in ("log_tau", "log_v", "objective")}
-        facts["capped"] = done.stats["capped"]
-    else:
-        done = newton(equation, axes, elimination, start=start, deadline=deadline)
-        method = "Newton"
-        facts = {"linear_iterations": done.stats["linear_iterations"]}
-    return _solution(equation, axes, done.value, done.status, done.stats["trace"], {"method": method, **facts})
+    if not small:
+        done: Solution = newton(equation, axes, elimination, start=start, deadline=deadline)
+        facts = {"method": "Newton", "linear_iterations": done.stats["linear_iterations"]}
+        return _solution(equation, axes, done.value, done.status, done.stats["trace"], facts)
+    projection = Projection(equation, elimination, kernels, weight, [axis.nugget for axis in axes])
+    white = None if start is None else kron_whiten([axis.factor for axis in axes], start).reshape(-1)
+    best: GridSolution | None = None
+    for tolerance in (PRECISE, LEARN[0]):
+        done = projection.solve(tolerance, white, deadline=deadline)
+        facts = dict(zip(("log_tau", "log_v"), done.stats["precisions"].log().tolist(), strict=True))
+        facts |= {name: done.stats[name] for name in ("objective", "capped")}
+        facts |= {"method": "variable projection", "tolerance": tolerance}
+        found = _solution(equation, axes, done.value, done.status, done.stats["trace"], facts)
+        best = found if best is None else _better(best, found)
+        if done.stats["capped"] or _late(deadline):
+            break
+        # where a kernel cannot meet the equation, to insist on it magnifies rounding
+        white = done.stats["white"]
+    assert best is not None
+    return best
 
 
 def _solution(
@@ -226,6 +248,10 @@ def _solution(
 
 def _better(first: GridSolution, second: GridSolution) -> GridSolution:
     return second if second.report["shifted_residual"] < first.report["shifted_residual"] else first
+
+
+def _late(deadline: float | None) -> bool:
+    return deadline is not None and time.perf_counter() > deadline
 
 
 def _sides(pde: PDE, conditions: Sequence[Any], axes: Sequence[Axis]) -> list[Side]:
@@ -249,7 +275,7 @@ def _published(
         parts = []
         for each, spectrum in zip(parameters, (objective.spectrum, "student"), strict=False):
             kernels = [each.kernel(j, spectrum) for j in range(len(equation.shape))]
-            axes = [Axis(x, kernel, JITTER) for x, kernel in zip(equation.nodes, kernels, strict=True)]
+            axes = [Axis(x, k, JITTER, j) for j, (x, k) in enumerate(zip(equation.nodes, kernels, strict=True))]
             parts.append(Interpolant(axes, each.U.detach().clone(), [JITTER / axis.scale for axis in axes]))
         last = parameters[-1]
         facts = {

@@ -20,15 +20,17 @@ from torch import Tensor
 from mercer.inference.theta import ThetaVector
 from mercer.kernels import Kernel
 from mercer.linalg.cholesky import NotPositiveDefiniteError, Solution
-from mercer.linalg.kronecker import kron_cholesky, kron_logdet, kron_matvec
-from mercer.pde.axes import NUGGET, node_gram
+from mercer.linalg.kronecker import kron_logdet, kron_matvec
+from mercer.pde.axes import NUGGET, factor, node_gram
 from mercer.pde.grid_equation import GridEquation, Index
 from mercer.pde.sides import Elimination
 
-PRECISE, LEARN = 1e-8, 1e-6  # residual that a capped precision tolerates, beside the rms of f
+PRECISE = 1e-8  # residual that a precision tolerates, beside the rms of f
+LEARN = (1e-6, 1e-2)  # the same while kernels are learned, at most and at least precise
 _NOTHING = 1e-16  # of a mean square beside that of the prior
 _SETTLED = 1e-9  # relative step of Gauss–Newton
-_PROFILES = 3  # times that precisions are set anew
+_SLOWEST = 0.95
+_STEADY, _PROFILES = 1e-3, 20  # log precisions that no longer move, and times that they are set anew
 
 
 class Projection:
@@ -43,12 +45,15 @@ class Projection:
         Changed in place by `learn`.
     boundary_weight : float
         λ_b, which multiplies the log density of the conditions.
+    nuggets : sequence of D floats, optional
+        Of each axis, as in `Axis`.
 
     Notes
     -----
-    J = −½ log|C| − ½|e|² + λ_b (½ N_b log τ − ½ τ |gap|²) + ½ N_r log v − ½ v |r|² over (e, τ, v). Precisions are those
-    of the residuals, N/|r|², up to a cap of 1/(ε² mean f²): without it J has no upper bound wherever the equation can
-    be met. O(N³) for N nodes in all.
+    J = −½ log|C| − ½|e|² + λ_b (½ N_b log τ − ½ τ |gap|²) + ½ N_r log v − ½ v |r|² over (e, τ, v); O(N³) for N nodes in
+    all. Precisions are those of the residuals, N/|r|², within bounds 1/(ε² mean f²). Without a cap J has no upper bound
+    wherever the equation can be met; without a floor it is often largest where the equation counts for nothing and u is
+    the prior's mean.
     """
 
     def __init__(
@@ -57,9 +62,11 @@ class Projection:
         elimination: Elimination,
         kernels: Sequence[Kernel],
         boundary_weight: float = 1.0,
+        nuggets: Sequence[float] | None = None,
     ):
         self.equation, self.elimination, self.kernels = equation, elimination, tuple(kernels)
         self.boundary_weight = boundary_weight
+        self.nuggets = [NUGGET] * len(self.kernels) if nuggets is None else list(nuggets)
         self.inner = GridEquation(equation.pde, [x[i] for x, i in zip(equation.nodes, elimination.inner, strict=True)])
         self.rhs = self.inner.rhs.reshape(-1)
         self.target = torch.cat([part.reshape(-1) for part in self._targets()])
@@ -70,7 +77,16 @@ class Projection:
         )
         self.theta = ThetaVector(model)
 
-    def solve(self, tolerance: float = PRECISE, start: Tensor | None = None, max_iter: int = 30) -> Solution:
+    def solve(
+        self,
+        tolerance: float = PRECISE,
+        start: Tensor | None = None,
+        *,
+        loosest: float | None = None,
+        precisions: Tensor | None = None,
+        max_iter: int = 30,
+        deadline: float | None = None,
+    ) -> Solution:
         """Find the values for the present kernels.
 
         Parameters
@@ -79,46 +95,55 @@ class Projection:
             ε of the caps.
         start : (N,), optional
             e of a solution nearby.
+        loosest : float, optional
+            ε of the floors; precisions are at their caps by default.
+        precisions : (2,), optional
+            Where to begin with τ and v; at their caps by default.
         max_iter : int
             Most Gauss–Newton steps; a linear equation takes one.
+        deadline : float, optional
+            ``time.perf_counter()`` after which no step is begun.
 
         Returns
         -------
         Solution
-            ``value`` (N_1, …, N_D); ``stats``: ``white`` e (N,), ``log_tau``, ``log_v``, ``capped`` (whether v is at
-            its cap), ``objective`` J in nats, and ``trace``, the rms residual after each step in units of f.
+            ``value`` (N_1, …, N_D); ``status`` "ok", "not converged", "stalled" or "seconds"; ``stats``: ``white`` e
+            (N,), ``precisions`` τ and v (2,), ``capped`` (whether the equation is met to ε, so that v would be higher),
+            ``objective`` J in nats, and ``trace``, the rms residual after each step in units of f.
         """
         with torch.no_grad():
             factors, rows, sides = self._rows()
             white = self.target.new_zeros(self.equation.size) if start is None else start
-            caps = [1 / (tolerance**2 * scale) for scale in self._scale]
-            tau, v = caps
+            caps = torch.stack([1 / (tolerance**2 * scale) for scale in self._scale])
+            floors = caps if loosest is None else caps * (tolerance / loosest) ** 2
+            precisions = caps if precisions is None else torch.clamp(precisions, floors, caps)
+            path = [precisions.log()]
             trace: list[float] = []
-            status = "ok"
             for _ in range(_PROFILES):
-                white, found, status = self._gauss_newton(rows, sides, white, tau, v, max_iter)
+                white, found, status = self._gauss_newton(rows, sides, white, precisions, max_iter, deadline)
                 trace += found
-                residual, gap = self._residual(rows, white), sides @ white - self.target
-                before = v
-                tau = torch.minimum(caps[0], len(gap) / gap.square().sum().clamp_min(1e-300))
-                v = torch.minimum(caps[1], len(residual) / residual.square().sum().clamp_min(1e-300))
-                if bool((v / before).log().abs() < 0.1):
+                before = precisions
+                wanted = torch.stack([_precision(sides @ white - self.target), _precision(self._residual(rows, white))])
+                precisions = torch.clamp(wanted, floors, caps)
+                if status == "seconds" or bool((precisions / before).log().abs().max() <= _STEADY):
                     break
-            stats: dict[str, Any] = {
-                "white": white,
-                "log_tau": tau.log(),
-                "log_v": v.log(),
-                "capped": bool(v == caps[1]),
-            }
-            J = self._objective(factors, rows, sides, white, stats["log_tau"], stats["log_v"])
+                path.append(precisions.log())
+                if len(path) == 3:
+                    precisions = torch.clamp(_limit(*path).exp(), floors, caps)
+                    path = [precisions.log()]
+            else:
+                status = "not converged"
+            # e belongs to the precisions before
+            stats: dict[str, Any] = {"white": white, "precisions": before, "capped": bool(wanted[1] >= caps[1])}
+            J = self._objective(factors, rows, sides, white, before)
             U = kron_matvec(factors, white.reshape(self.equation.shape))
         return Solution(U, status, {**stats, "objective": float(J), "trace": trace})
 
     def objective(self, solution: Solution) -> tuple[float, np.ndarray]:
-        """Return J and its gradient in θ; e, τ and v follow θ at no cost, J being stationary in them or they capped."""
+        """Return J and its gradient in θ; e, τ and v follow at no cost: J is stationary in them, or they at bounds."""
         stats = solution.stats
         self.theta.zero_grad()
-        J = self._objective(*self._rows(), stats["white"], stats["log_tau"], stats["log_v"])
+        J = self._objective(*self._rows(), stats["white"], stats["precisions"])
         J.backward()
         gradient = self.theta.gradient()
         self.theta.zero_grad()
@@ -127,7 +152,7 @@ class Projection:
     def learn(self, max_iter: int, deadline: float | None = None) -> list[float]:
         """Maximise J over θ by L-BFGS-B, leave the kernels at the best θ, and return J after each evaluation."""
         first = self.theta.read()
-        state: dict[str, Any] = {"white": None, "best": first}
+        best: dict[str, Any] = {"theta": first, "white": None, "precisions": None}
         trace: list[float] = []
 
         def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -135,19 +160,21 @@ class Projection:
                 raise TimeoutError
             self.theta.write(theta)
             try:
-                solution = self.solve(LEARN, state["white"])
+                near = best["white"], best["precisions"]
+                solution = self.solve(LEARN[0], near[0], loosest=LEARN[1], precisions=near[1], deadline=deadline)
                 J, gradient = self.objective(solution)
             except NotPositiveDefiniteError:
                 return np.inf, np.zeros_like(theta)
-            state["white"] = solution.stats["white"]
+            if solution.status == "seconds":
+                raise TimeoutError
             if not trace or max(trace) < J:
-                state["best"] = theta.copy()
+                best.update(theta=theta.copy(), white=solution.stats["white"], precisions=solution.stats["precisions"])
             trace.append(J)
             return -J, -gradient
 
         with suppress(TimeoutError):
             minimize(loss, first, jac=True, method="L-BFGS-B", bounds=self.theta.bounds, options={"maxiter": max_iter})
-        self.theta.write(state["best"])
+        self.theta.write(best["theta"])
         return trace
 
     def _targets(self) -> list[Tensor]:
@@ -164,7 +191,7 @@ class Projection:
         """Return the factors L_j, the derivatives at inner nodes and the conditions as rows on e; differentiable."""
         nodes = self.equation.nodes
         grams = [node_gram(kernel, x, 0) for kernel, x in zip(self.kernels, nodes, strict=True)]
-        factors = [kron_cholesky([K], NUGGET * float(K.detach().diagonal().mean()))[0] for K in grams]
+        factors = [factor(K, nugget, j) for j, (K, nugget) in enumerate(zip(grams, self.nuggets, strict=True))]
         inner = self.elimination.inner
         rows = {}
         for index in self.equation.indices:
@@ -212,11 +239,17 @@ class Projection:
         return found[0], found[1]
 
     def _gauss_newton(
-        self, rows: dict[Index, Tensor], sides: Tensor, white: Tensor, tau: Tensor, v: Tensor, max_iter: int
+        self,
+        rows: dict[Index, Tensor],
+        sides: Tensor,
+        white: Tensor,
+        precisions: Tensor,
+        max_iter: int,
+        deadline: float | None,
     ) -> tuple[Tensor, list[float], str]:
-        n = self.equation.size
+        n, (tau, v) = self.equation.size, precisions
         weight = self.boundary_weight * tau
-        eye = torch.eye(n, dtype=white.dtype, device=white.device)
+        prior = torch.eye(n, n + 1, dtype=white.dtype, device=white.device)
         trace: list[float] = []
 
         def loss(e: Tensor) -> Tensor:
@@ -226,9 +259,11 @@ class Projection:
         for step in range(max_iter):
             A, target = self._linear(rows, white)
             # the heavy rows first, as Householder's reflections like them
-            Q, R = torch.linalg.qr(torch.cat([v.sqrt() * A, weight.sqrt() * sides, eye]))
-            right = torch.cat([v.sqrt() * target, weight.sqrt() * self.target, torch.zeros_like(white)])
-            new = torch.linalg.solve_triangular(R, (Q.mT @ right)[:, None], upper=True)[:, 0]
+            equation = v.sqrt() * torch.cat([A, target[:, None]], 1)
+            conditions = weight.sqrt() * torch.cat([sides, self.target[:, None]], 1)
+            # Qᵀ of the right-hand side, the last column, without Q itself
+            R = torch.linalg.qr(torch.cat([equation, conditions, prior]), mode="r")[1]
+            new = torch.linalg.solve_triangular(R[:n, :n], R[:n, n:], upper=True)[:, 0]
             if not self.equation.pde.linear and step:
                 new = _shortened(loss, white, new)
             moved = torch.linalg.vector_norm(new - white) / torch.linalg.vector_norm(new).clamp_min(1e-300)
@@ -238,6 +273,8 @@ class Projection:
                 return white, trace, "ok"
             if len(trace) > 3 and trace[-1] >= trace[-2] >= trace[-3]:
                 return white, trace, "ok" if bool(moved <= 1e3 * _SETTLED) else "stalled"
+            if deadline is not None and time.perf_counter() > deadline:
+                return white, trace, "seconds"
         return white, trace, "not converged"
 
     def _objective(
@@ -246,13 +283,23 @@ class Projection:
         rows: dict[Index, Tensor],
         sides: Tensor,
         white: Tensor,
-        log_tau: Tensor,
-        log_v: Tensor,
+        precisions: Tensor,
     ) -> Tensor:
         residual, gap = self._residual(rows, white), sides @ white - self.target
-        boundary = 0.5 * len(gap) * log_tau - 0.5 * log_tau.exp() * gap.square().sum()
-        fit = 0.5 * len(residual) * log_v - 0.5 * log_v.exp() * residual.square().sum()
+        tau, v = precisions
+        boundary = 0.5 * len(gap) * tau.log() - 0.5 * tau * gap.square().sum()
+        fit = 0.5 * len(residual) * v.log() - 0.5 * v * residual.square().sum()
         return -0.5 * kron_logdet(factors) - 0.5 * white.square().sum() + self.boundary_weight * boundary + fit
+
+
+def _precision(residual: Tensor) -> Tensor:
+    return len(residual) / residual.square().sum().clamp_min(1e-300)
+
+
+def _limit(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """Return where steps lead that shrink by the same part each time (Aitken), or the third where they do not."""
+    part = (third - second) / (second - first)
+    return torch.where((part > 0) & (part < _SLOWEST), third + (third - second) * part / (1 - part), third)
 
 
 def _shortened(loss: Any, old: Tensor, new: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from mercer.pde.grid_equation import GridEquation
 
 JITTER = 1e-6  # of every factor, absolute
 RATE = 0.01
-_COMPONENTS = 30
+COMPONENTS = 30
 
 
 @dataclass
@@ -111,13 +111,15 @@ class Published:
     Raises
     ------
     ValueError
-        A condition that is not on values alone.
+        No conditions, or one that is not on values alone.
     """
 
     def __init__(
         self, equation: GridEquation, conditions: Sequence[Any], spectrum: str, boundary_weight: float = 200.0
     ):
         self.equation, self.spectrum, self.boundary_weight = equation, spectrum, boundary_weight
+        if not conditions:
+            raise ValueError("a grid needs at least one condition; add Dirichlet(…), or use method='features'.")
         self.lags = [(x - x[0])[:, None] for x in equation.nodes]
         nodes, targets = [], []
         place = torch.arange(equation.size, device=equation.X.device).reshape(equation.shape)
@@ -200,7 +202,7 @@ def train(
     max_iter: int,
     seconds: float | None = None,
     frequency_scale: float = 20.0,
-    n_components: int = _COMPONENTS,
+    n_components: int = COMPONENTS,
     change_point: float | None = None,
     on_iteration: Callable[[int, list[Parameters]], None] | None = None,
 ) -> Training:

@@ -7,7 +7,7 @@ import torch
 from gpytorch.means import ConstantMean, LinearMean
 
 from mercer import GPRegressor, load
-from mercer.kernels import RBF, GaussianMixture, Linear, Matern12, Matern52, Periodic
+from mercer.kernels import RBF, GaussianMixture, Linear, Matern12, Matern32, Matern52, Periodic, StudentMixture
 
 RNG = np.random.default_rng(3)
 ELL, SCALE, NOISE = np.array([0.8, 30.0]), 9.0, 0.01
@@ -264,6 +264,52 @@ def test_what_knows_values_only_says_so():
         model.partial_fit(X, f(X), noise_variance=NOISE)
     with pytest.raises(ValueError, match="to_botorch knows values"):
         model.to_botorch()
-    slopes = fixed().fit(X, f(X), noise_variance=NOISE, derivative=np.tile([1, 0], (25, 1)))
-    with pytest.raises(ValueError, match="derivatives only, whose noise"):
-        slopes.predict(NEW, return_std=True)
+
+
+@pytest.mark.parametrize("noise", [NOISE, None])
+def test_slopes_alone_say_nothing_of_the_noise_of_values(noise):
+    orders = np.tile([1, 0], (25, 1))
+    model = fixed().fit(X, slope(X, 0), noise_variance=noise, derivative=orders)
+    for options in ({"return_std": True}, {"return_cov": True}):
+        with pytest.raises(ValueError, match="derivatives only, whose noise"):
+            model.predict(NEW, **options)
+        assert len(model.predict(NEW, latent=True, **options)) == 2
+    with pytest.raises(ValueError, match="noise_variance must be given"):
+        model.log_predictive_density(NEW, f(NEW))
+    latent = model.predict(NEW, return_std=True, latent=True)[1]
+    std = model.predict(NEW, return_std=True, noise_variance=0.25)[1]
+    np.testing.assert_allclose(std**2, latent**2 + 0.25, rtol=1e-8)
+    assert model.noise_variance_ is None
+    orders[0] = 0
+    assert fixed().fit(X, f(X), derivative=orders).noise_variance_ > 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "known"),
+    [(Matern32(), 1), (Matern52(), 2), (StudentMixture(2), 2), (Matern52() * RBF(), 2), (RBF(), 6)],
+)
+def test_no_derivative_is_predicted_that_f_does_not_have(kernel, known):
+    x = np.linspace(0, 3, 12)[:, None]
+    model = GPRegressor(kernel, optimizer=None).fit(x, np.sin(x[:, 0]))
+    assert np.isfinite(model.predict(x, derivative=(known,))).all()
+    for order in range(known + 1, 6):
+        with pytest.raises(ValueError, match=f"f has derivatives up to order {known}"):
+            model.predict(x, derivative=(order,))
+        with pytest.raises(ValueError, match=f"f has derivatives up to order {known}"):
+            model.predict(x, return_std=True, derivative=(order,))
+
+
+def test_orders_in_a_frame_go_by_the_names_of_columns():
+    frame = pd.DataFrame(X, columns=["temp", "wind"])
+    orders = pd.DataFrame(ORDERS, columns=["temp", "wind"])
+    y = np.where(ORDERS.any(1), 0.1, f(X))
+    new = pd.DataFrame(NEW, columns=["temp", "wind"])
+    expected = fixed().fit(frame, y, noise_variance=NOISE, derivative=ORDERS).predict(new)
+    for same in (orders, orders[["wind", "temp"]]):
+        np.testing.assert_array_equal(
+            fixed().fit(frame, y, noise_variance=NOISE, derivative=same).predict(new), expected
+        )
+    np.testing.assert_array_equal(fixed().fit(X, y, noise_variance=NOISE, derivative=orders).predict(NEW), expected)
+    for other in (orders.rename(columns={"wind": "rain"}), orders[["wind"]], orders.assign(rain=0)):
+        with pytest.raises(ValueError, match=r"derivative has the columns .* and X has \['temp', 'wind'\]"):
+            fixed().fit(frame, y, derivative=other)

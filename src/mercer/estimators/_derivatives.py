@@ -79,6 +79,25 @@ def parse_order(derivative: Any, d: int, names: Any) -> tuple[int, ...]:
     return tuple(orders.tolist())
 
 
+def in_columns_of(X: Any, derivative: Any) -> Any:
+    """Return orders in the sequence of the columns of X, where both have names for them.
+
+    Raises
+    ------
+    ValueError
+        Not the same names.
+    """
+    asked, known = getattr(derivative, "columns", None), getattr(X, "columns", None)
+    if asked is None or known is None:
+        return derivative
+    if len(asked) != len(known) or set(asked) != set(known):
+        raise ValueError(
+            f"derivative has the columns {list(asked)} and X has {list(known)}; give one column of orders per column "
+            "of X, under the same names, or an array."
+        )
+    return derivative[list(known)]
+
+
 def check_orders(derivative: Any, X: Any) -> np.ndarray | None:
     """Return the order in each column of what each row of y is (n, d), or None where all rows are values.
 

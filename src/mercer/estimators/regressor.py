@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.estimators._base import BaseGP
-from mercer.estimators._derivatives import DerivativePredictions
+from mercer.estimators._derivatives import DerivativePredictions, in_columns_of
 from mercer.estimators._rows import Container, Rows, Units
 from mercer.estimators._validation import check_row_vector, check_targets, check_weight, resolve_dtype, to_numpy
 from mercer.likelihoods import get_likelihood
@@ -80,7 +80,8 @@ class GPRegressor(DerivativePredictions, RegressorMixin, BaseGP):
         Learned kernel in the units of X and y; with several outputs its variances, like those of ``likelihood``
         and ``theta_``, are in units of the variance of each output.
     noise_variance_ : float or ndarray of shape (n_outputs,)
-        Learned noise variance in units of y²; None if it was known per row or the likelihood has none.
+        Learned noise variance in units of y²; None if it was known per row, if all rows were derivatives or if the
+        likelihood has none.
     likelihood_ : Likelihood
         Learned likelihood in standardised units.
     posterior_ : Posterior
@@ -193,8 +194,9 @@ class GPRegressor(DerivativePredictions, RegressorMixin, BaseGP):
             Known noise variance per row, in units of y²; nothing is then learned about the noise.
         derivative : array-like of shape (n, d), default=None
             For each row, the order of the derivative of f in each column that y observes, in units of y over those of
-            X; zeros for a value. Needs the exact family and a kernel that is smooth enough. One noise variance for all
-            rows is one in standardised units; give ``noise_variance`` where slopes are known better or worse.
+            X; zeros for a value. Columns of a data frame are those of X by their names. Needs the exact family and a
+            kernel that is smooth enough. One noise variance for all rows is one in standardised units; give
+            ``noise_variance`` where slopes are known better or worse.
 
         Returns
         -------
@@ -203,10 +205,13 @@ class GPRegressor(DerivativePredictions, RegressorMixin, BaseGP):
         Raises
         ------
         ValueError
-            Bad shapes, NaN in X, no observed target, all weights zero, or a covariance that cannot be factored.
-            The estimator is left as it was.
+            Bad shapes, NaN in X, no observed target, all weights zero, or a covariance that cannot be factored; with
+            derivatives a kernel that is not smooth enough or another family. The estimator is left as it was.
+        TypeError
+            A kernel whose derivatives are not known.
         """
-        return self._fit(X, y, self._targets, sample_weight, {"noise_variance": noise_variance}, derivative)
+        orders = in_columns_of(X, derivative)
+        return self._fit(X, y, self._targets, sample_weight, {"noise_variance": noise_variance}, orders)
 
     def _targets(self, y: Any, X: Any, weight: Any) -> np.ndarray:
         return check_targets(self, y, X)
@@ -245,10 +250,16 @@ class GPRegressor(DerivativePredictions, RegressorMixin, BaseGP):
     def noise_variance_(self) -> Any:
         """Learned noise variance in units of y², or None."""
         stored = getattr(self.likelihood_, "log_noise_variance", None)
-        if stored is None or "noise_variance" in self._rows.side:
+        if stored is None or "noise_variance" in self._rows.side or not self._saw_values:
             return None
         value = to_numpy(stored.exp()).reshape(-1) * np.square(self._units.y_scale)
         return value if self._rows.y.ndim > 1 else float(value[0])
+
+    @property
+    def _saw_values(self) -> bool:
+        """Whether fit had a value of y; the noise of derivatives alone has other units."""
+        orders = self._rows.orders
+        return orders is None or bool(self._rows.weight[~orders.any(axis=1)].any())
 
     def _likelihood_offset(self, name: str, units: Units) -> float:
         return _LIKELIHOOD_UNITS.get(name, 0) * float(np.log(units.output_scale))
@@ -269,6 +280,11 @@ class GPRegressor(DerivativePredictions, RegressorMixin, BaseGP):
         """Return the known noise of n new observations in model units, shaped like their means m, if there is any."""
         known = self._rows.side.get("noise_variance")
         if noise_variance is None:
+            if not self._saw_values:
+                raise ValueError(
+                    "noise_variance must be given: fit had derivatives only, whose noise has other units than that of "
+                    "y. Pass it, or describe f alone, as predict does with latent=True."
+                )
             if known is None:
                 return {}
             if len(known) == 0:
@@ -277,8 +293,6 @@ class GPRegressor(DerivativePredictions, RegressorMixin, BaseGP):
                     "taken. Pass it, or use Stream(memory=...)."
                 )
             weight = self._rows.weight * (1 if self._rows.orders is None else ~self._rows.orders.any(axis=1))
-            if not weight.any():
-                raise ValueError("noise_variance must be given: fit had derivatives only, whose noise has other units.")
             values = np.full(n, np.average(known, weights=weight))
         elif "noise_variance" in self._model.likelihood.side_names:
             values = check_row_vector("noise_variance", noise_variance, np.empty((n, 1)), positive=True)
@@ -329,8 +343,10 @@ class GPRegressor(DerivativePredictions, RegressorMixin, BaseGP):
         Raises
         ------
         ValueError
-            Both ``return_std`` and ``return_cov``, or columns other than in ``fit``; of a derivative, a kernel that is
-            not smooth enough or a family that knows none.
+            Both ``return_std`` and ``return_cov``, or columns other than in ``fit``; a derivative that f does not have
+            or that the family does not know; the noise of y where ``fit`` had derivatives only.
+        TypeError
+            ``derivative`` is none of what is accepted, or the kernel's derivatives are not known.
         """
         if return_std and return_cov:
             raise ValueError("return_std and return_cov cannot both be True; the covariance has the variances.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from mercer.families.base import Prior
 from mercer.families.exact import ExactPosterior
 from mercer.kernels.derivative_rows import DerivativeRows, DerivativeRowsMean, derivative_rows
+from mercer.kernels.evaluate import diag
 
 
 def differentiated(prior: Prior) -> Prior:
@@ -52,5 +53,13 @@ def differentiable(posterior: Any) -> ExactPosterior:
 
 
 def at_derivative(posterior: ExactPosterior, X: Tensor, order: Sequence[int]) -> Tensor:
-    """Return rows at which ``posterior`` gives ∂^order f(X)."""
-    return derivative_rows(X[..., : posterior.plan.X.shape[-1] // 2], torch.as_tensor(order))
+    """Return rows at which ``posterior`` gives ∂^order f(X).
+
+    Raises
+    ------
+    ValueError
+        f has no such derivative; its covariance with values may exist all the same.
+    """
+    d, orders = posterior.plan.X.shape[-1] // 2, torch.as_tensor(order)
+    diag(posterior.prior.kernel, derivative_rows(X.new_zeros(1, d), orders))
+    return derivative_rows(X[..., :d], orders)

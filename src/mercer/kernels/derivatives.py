@@ -98,7 +98,8 @@ def _(kernel: MaternKernel, X1: Tensor, X2: Tensor, a: Order, b: Order) -> Tenso
         _refuse(f"Matérn-{round(2 * kernel.nu)}/2", total, limit, cure)
     u, scale = _scaled_lags(kernel, X1, X2, _sum(a, b))
     square = u.square().sum(-1)
-    apart = square > 0
+    # so near that r⁻⁴ would overflow is at r = 0
+    apart = square > 4 * math.sqrt(torch.finfo(square.dtype).tiny)
     r = torch.where(apart, square, 1.0).sqrt()
     root = math.sqrt(2 * kernel.nu)
     decay = torch.where(apart, torch.exp(-root * r), 1.0)
@@ -110,7 +111,8 @@ def _(kernel: MaternKernel, X1: Tensor, X2: Tensor, a: Order, b: Order) -> Tenso
     else:
         a0 = root * r.where(apart, 0.0)
         chain = [decay * (1 + a0 + a0.square() / 3), -(root**2) / 3 * decay * (1 + a0), root**4 / 3 * decay]
-        chain += [-(root**5) / 3 * decay / r, root**5 / 3 * decay * (1 + a0) / r**3]
+        # one r after the other, so that the adjoint overflows no sooner
+        chain += [-(root**5) / 3 * (decay / r), root**5 / 3 * (decay * (1 + a0) / r / r / r)]
     return _radial(u, chain, a, b) * scale
 
 
@@ -276,5 +278,5 @@ def _order(order: Sequence[int], d: int) -> Order:
 def _refuse(name: str, order: int, limit: int, cure: str) -> None:
     raise ValueError(
         f"{name} has derivatives up to order {limit} of its covariance, both arguments together, and {order} are asked "
-        f"for; use a smoother kernel: {cure}."
+        f"for: f has derivatives up to order {limit // 2}; use a smoother kernel: {cure}."
     )

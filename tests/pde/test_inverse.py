@@ -150,6 +150,34 @@ def test_the_nugget_is_the_tolerance_of_the_equation():
     assert trial.posterior.nugget == TOLERANCE
 
 
+# -------------------------------------------------------------------------------------------------- not linear
+
+
+def test_a_solution_for_other_coefficients_is_no_start():
+    """u″ + k u³ = f has several solutions, and for large k another one is near."""
+    pde = PDE(
+        lambda p, v, d, c: d("xx") + c.k * v**3,
+        LINE,
+        rhs=lambda x: second(x) + 3 * u(x) ** 3,
+        unknowns={"k": Positive(1.0)},
+    )
+    trial, found = inverted(pde, [Dirichlet("boundary", u)], [read(12, 1e-2)])
+    assert found["k"].identified and abs(found["k"].value - 3) < 3 * found["k"].std < 0.1
+    X = LINE.nodes(50)
+    mean, std = at(trial.posterior, X)
+    assert ((mean - u(X[:, 0])).abs() < 3 * std).all()
+
+
+def test_an_equation_without_a_slope_at_zero():
+    """u′ = −k √u, whose solution without sensors runs into zero for the k that the search starts from."""
+    exact = lambda t: (1 - t / 2) ** 2  # noqa: E731
+    pde = PDE(lambda p, v, d, c: d("x") + c.k * torch.sqrt(v), LINE, unknowns={"k": Positive(2.0)})
+    X = torch.linspace(0.05, 0.95, 12, dtype=D)[:, None]
+    y = exact(X[:, 0]) + 1e-2 * torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=D)
+    _, found = inverted(pde, [Dirichlet("x=0", 1.0)], [Sensors(X, y, 1e-2)])
+    assert found["k"].identified and abs(found["k"].value - 1) < 3 * found["k"].std < 0.1
+
+
 # ---------------------------------------------------------------------------------------------------- identifiability
 
 

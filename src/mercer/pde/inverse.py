@@ -13,11 +13,13 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from mercer.kernels import Kernel, MixtureKernel, ScaleKernel, functional_diag
+from mercer.kernels import Kernel, MixtureKernel, functional_diag
 from mercer.linalg.cholesky import NotPositiveDefiniteError
+from mercer.pde.amplitudes import PER_FACE, data_size, data_sizes, with_amplitudes
 from mercer.pde.conditions import Periodic
+from mercer.pde.equation import LinearisationError
 from mercer.pde.evidence import Evidence, Maximum, Search
-from mercer.pde.gauss_newton import equation_rows, gauss_newton
+from mercer.pde.gauss_newton import equation_rows, gauss_newton, node_values
 from mercer.pde.identify import describe, scan, sigma_points
 from mercer.pde.marginalised import Marginalised
 from mercer.pde.priors import Solver, Trial
@@ -28,7 +30,7 @@ from mercer.pde.unknowns import Coefficient, first_noise
 
 TOLERANCE = 1e-10  # relative variance of the equation's residual
 _RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0)
-_MOST_NODES, _PER_FACE = 600, 80
+_MOST_NODES = 600
 _RESOLVED = 1e-5  # check at which equation and conditions are met as well as the tolerance asks
 _LOOKS = 4  # at the spectrum, which depends on the coefficients, and at the quadrature of its lines
 _SHORTER = 0.8
@@ -55,7 +57,7 @@ def invert(
     """
     pde = solver.problem.pde
     coefficients = pde.initial_coefficients()
-    chosen = None if kernels is None else _with_amplitudes(solver.problem, kernels)
+    chosen = None if kernels is None else with_amplitudes(solver.problem, kernels)
     if pde.unknowns and not solver.problem.sensors and not _overdetermined(solver.problem):
         return _unobserved(solver, make_lines, chosen, spectrum)
     best: _Fit | None = None
@@ -118,7 +120,7 @@ def _overdetermined(problem: Problem) -> bool:
 
 def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor], spectrum: str) -> list[Kernel]:
     """Return the longest lengthscales with which equation and conditions alone can be met, or the best there are."""
-    problem, best, smallest = solver.problem, None, math.inf
+    problem, best, smallest, spare = solver.problem, None, math.inf, None
     exact = Problem(problem.pde, problem.conditions, problem.counts, (), problem.device)
     trial_solver = Solver(exact, solver.method, TOLERANCE if solver.nugget is None else solver.nugget, solver.max_steps)
     trial_solver.tell = solver.tell
@@ -132,13 +134,17 @@ def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor], 
             found = trial_solver.solve(kernels).check.worst
         except NotPositiveDefiniteError:
             continue
+        except LinearisationError:  # without sensors steps may lead where there is none
+            spare = spare or kernels
+            continue
         if best is None or found < smallest:
             best, smallest = kernels, found
         if found <= _RESOLVED:
             break
-    if best is None:
+    chosen = best or spare
+    if chosen is None:
         raise ValueError("no prior was found that the equation's rows can be conditioned on; take fewer nodes.")
-    return best
+    return chosen
 
 
 class _Fit:
@@ -154,30 +160,24 @@ class _Fit:
         self._reference = [deepcopy(kernel) for kernel in kernels]
         self._begun = [kernel.lengthscale.detach().clone() for kernel in kernels if isinstance(kernel, MixtureKernel)]
         self._values: tuple[Tensor, ...] | None = None
+        self._solved_for: Mapping[str, Tensor] = {}
 
     def search_from(self, other: _Fit | None) -> None:
         """Climb, from the coefficients and the noise of another fit if there is one."""
         pde, sensors = self.solver.problem.pde, self.solver.problem.sensors
         learn = [sensor for sensor in sensors if sensor.noise is None]
         noise = sum(first_noise(sensor.y) for sensor in learn) / len(learn) if learn else None
-        seen = [_size(self.solver.problem, field) is not None for field in range(len(pde.fields))]
+        seen = [data_size(self.solver.problem, field) is not None for field in range(len(pde.fields))]
         search = Search(self.kernels, pde.unknowns, noise, seen=seen)
         self.X = self.solver.problem.points(_MOST_NODES)
         # the tolerance is that of the first prior, whatever amplitudes are learned
         self.held = held = self._nuggets() if other is None or other.held is None else other.held
-        n_equations = len(self.X) * pde.n_equations
 
         def condition(rows: Sequence[Rows]) -> Posterior:
-            # exact rows come first, and may come alone; what is known may come without the equation
-            first = 0 if rows[0].kind == "equation" else n_equations
-            its = held[first : first + sum(map(len, rows))]
-            posterior = self.solver.conditioner(self.kernels, self.features, its)(rows)
-            if self.features is not None:
-                posterior.nugget = self._tolerance
-            return posterior
+            # exact rows come first, and may come alone
+            return self._conditioned(rows, held[: sum(map(len, rows))])
 
         self.evidence = Evidence(search, self._rows, condition)
-        self._condition = condition
         start = search.start.copy()
         if other is not None:
             start[search.first_unknown :] = other.maximum.theta[search.first_unknown :]
@@ -190,9 +190,19 @@ class _Fit:
         now = [kernel.lengthscale.detach() for kernel in self.kernels if isinstance(kernel, MixtureKernel)]
         return any(float((new / old).min()) < _SHORTER for new, old in zip(now, self._begun, strict=True))
 
+    def _conditioned(self, rows: Sequence[Rows], nuggets: Tensor | None) -> Posterior:
+        posterior = self.solver.conditioner(self.kernels, self.features, nuggets)(rows)
+        if nuggets is not None and self.features is not None:
+            posterior.nugget = self._tolerance
+        return posterior
+
     def _nuggets(self) -> Tensor:
         """Return nugget variances relative to the prior's at the start, (n,)."""
-        rows = self._rows(self.solver.problem.pde.initial_coefficients(), None)
+        pde, known = self.solver.problem.pde, self.solver.problem.known(PER_FACE)
+        values = tuple(torch.zeros_like(self.X[:, 0]) for _ in pde.requests)
+        if not pde.linear and known:
+            values = node_values(pde, self._conditioned(known, None), self.X)
+        rows = [*map(self._scaled, equation_rows(pde, self.X, values, pde.initial_coefficients())), *known]
         if self.features is not None:
             sizes = [self.features.evaluate(part.functional).detach().square().sum(1) for part in rows]
         else:
@@ -200,24 +210,42 @@ class _Fit:
         return self._tolerance * torch.cat(sizes)
 
     def _rows(self, coefficients: Mapping[str, Tensor], log_noise: Tensor | None) -> list[Rows]:
-        pde = self.solver.problem.pde
-        known = self.solver.problem.known(_PER_FACE, log_noise)
+        """Return all rows, the equation linearised around its solution for these coefficients."""
+        pde, known = self.solver.problem.pde, self.solver.problem.known(PER_FACE, log_noise)
         values = tuple(torch.zeros_like(self.X[:, 0]) for _ in pde.requests)
-        if not pde.linear and self.held is not None:
-            fixed = {name: value.detach() for name, value in coefficients.items()}
-            quiet = [Rows(part.functional, part.target, part.kind, _detached(part.noise_variance)) for part in known]
-            found = gauss_newton(
-                pde, self.X, quiet, self._condition, self._values, fixed, self.solver.max_steps, tol=1e-7
-            )
-            values = self._values = found.values
-            self.n_steps = found.n_steps
-        return [*(self._scaled(part) for part in equation_rows(pde, self.X, values, coefficients)), *known]
+        if not pde.linear:
+            values = self._solved({name: value.detach() for name, value in coefficients.items()}, known)
+        return [*map(self._scaled, equation_rows(pde, self.X, values, coefficients)), *known]
+
+    def _solved(self, coefficients: Mapping[str, Tensor], known: Sequence[Rows]) -> tuple[Tensor, ...]:
+        """Return the derivatives of the solution for these coefficients at the nodes, by Gauss–Newton."""
+        pde, held = self.solver.problem.pde, self.held
+        assert held is not None
+        quiet = [Rows(part.functional, part.target, part.kind, _detached(part.noise_variance)) for part in known]
+
+        def condition(rows: Sequence[Rows]) -> Posterior:
+            equations = [self._tolerance * self._variance(part) for part in rows if part.kind == "equation"]
+            return self._conditioned(rows, torch.cat([*equations, held[len(self.X) * pde.n_equations :]]))
+
+        # the last solution is a start for one nearby; that of other coefficients may lead to another solution
+        near = all(
+            abs(float(self._solved_for.get(name, math.inf) - c)) <= _MOVED * abs(float(c))
+            for name, c in coefficients.items()
+        )
+        start = self._values if near else None
+        found = gauss_newton(pde, self.X, quiet, condition, start, coefficients, self.solver.max_steps, tol=1e-7)
+        self._values, self._solved_for, self.n_steps = found.values, coefficients, found.n_steps
+        return found.values
+
+    def _variance(self, part: Rows) -> Tensor:
+        """Return the prior variances of rows at the start, (n,)."""
+        fixed = tuple(term._replace(coefficient=term.coefficient.detach()) for term in part.functional)
+        with torch.no_grad():
+            return functional_diag(self._reference, fixed).clamp_min(1e-300)
 
     def _scaled(self, part: Rows) -> Rows:
         """Return rows in units of their prior's standard deviation, so that all coefficients have one tolerance."""
-        fixed = tuple(term._replace(coefficient=term.coefficient.detach()) for term in part.functional)
-        with torch.no_grad():
-            size = functional_diag(self._reference, fixed).clamp_min(1e-300).sqrt()
+        size = self._variance(part).sqrt()
         scaled = tuple(term._replace(coefficient=term.coefficient / size) for term in part.functional)
         return Rows(scaled, part.target / size, part.kind)
 
@@ -226,51 +254,9 @@ def _mixtures(solver: Solver, lines: Lines, ratio: float, spectrum: str) -> list
     """Return one mixture per field, with the amplitudes of what sensors or conditions say."""
     domain = solver.problem.pde.domain
     kernels: list[Kernel] = [mixture(lines, domain, ratio, spectrum) for _ in solver.problem.pde.fields]
-    for kernel, size in zip(kernels, _sizes(solver.problem, kernels), strict=True):
+    for kernel, size in zip(kernels, data_sizes(solver.problem, kernels), strict=True):
         kernel.weight = kernel.weight.detach() * size
     return kernels
-
-
-def _with_amplitudes(problem: Problem, kernels: Sequence[Kernel]) -> list[Kernel]:
-    """Return kernels with amplitudes that are to be learned started at what is known of their fields."""
-    scaled = []
-    for kernel in kernels:
-        own = {name.rpartition(".")[2] for name, _ in kernel.named_parameters()} & {"raw_weight", "raw_outputscale"}
-        if not own:
-            kernel = ScaleKernel(kernel).double()
-            kernel.outputscale = 1.0
-        scaled.append(kernel)
-    for kernel, size in zip(scaled, _sizes(problem, scaled), strict=True):
-        if isinstance(kernel, ScaleKernel) and kernel.raw_outputscale.requires_grad:
-            kernel.outputscale = kernel.outputscale.detach() * size
-    return scaled
-
-
-def _sizes(problem: Problem, kernels: Sequence[Kernel]) -> list[float]:
-    """Return by what prior variances are to be multiplied to be those of the data, as others are where none are."""
-    found = [_size(problem, field, kernels) for field in range(len(kernels))]
-    seen = [size for size in found if size is not None]
-    usual = sum(seen) / len(seen) if seen else 1.0
-    return [usual if size is None else size for size in found]
-
-
-def _size(problem: Problem, field: int, kernels: Sequence[Kernel] | None = None) -> float | None:
-    """Return the mean square of what sensors of a field read, or its conditions say, over its prior variance."""
-    pde = problem.pde
-    known = [sensor.rows(pde) for sensor in problem.sensors if sensor.field == pde.fields[field]]
-    if not known:
-        for condition in problem.conditions:
-            if condition.field == pde.fields[field]:
-                L, target = condition.rows(pde.domain, problem.counts, pde.fields, _PER_FACE, problem.device)
-                known.append(Rows(L, target, "condition"))
-    sizes = []
-    for part in known:
-        # readings that are all zero are as large as their noise
-        read = max(float(part.target.square().mean()), float(part.noise().mean()))
-        prior = float(functional_diag(kernels, part.functional).detach().mean()) if kernels else 1.0
-        if read > 0 and prior > 0:
-            sizes.append(read / prior)
-    return sum(sizes) / len(sizes) if sizes else None
 
 
 def _detached(value: Tensor | None) -> Tensor | None:

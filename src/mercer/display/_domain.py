@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 
 from mercer.pde.conditions import Value, evaluate
 from mercer.pde.domain import Box
 
 Window = Mapping[str, Any]
 
-_PER_WAVE = 10  # points for each of the shortest waves
+_PER_WAVE = 10  # points for each of the shortest waves, where there is room
+_FEWEST_PER_WAVE = 4  # fewer look like another wave, or like none
+_FAINT = 1e-3  # of the strongest line: the waves of fainter ones are not seen anyway
 _RANGE = {1: (401, 4001), 2: (81, 201)}  # fewest and most points along each shown axis, by how many are shown
+_OFFSET = 0.271  # of scattered points: none of those that a solver uses
 
 
 @dataclass(frozen=True)
@@ -25,36 +30,67 @@ class Slice:
 
     Attributes
     ----------
-    X : ndarray of shape (m, d)
+    domain : Box
+    asked : Box
+        The shown axes from end to end of what was asked for.
+    held : dict of str to float
+        Where the other axes are held.
     axes : tuple of ndarray
         Coordinates along each shown axis.
-    names : tuple of str
-        Their letters.
-    note : str or None
-        Where the other axes are held.
     """
 
-    X: np.ndarray
+    domain: Box
+    asked: Box
+    held: dict[str, float]
     axes: tuple[np.ndarray, ...]
-    names: tuple[str, ...]
-    note: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Letters of the shown axes."""
+        return self.asked.names
+
+    @property
+    def note(self) -> str | None:
+        """Where the other axes are held, for a title."""
+        return ", ".join(f"{name} = {value:g}" for name, value in self.held.items()) or None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of values on the slice: (m,), or (rows, columns) with the second axis upwards."""
         return tuple(len(axis) for axis in reversed(self.axes))
 
-    def values(self, function: Value) -> np.ndarray:
-        """Return a number or a function of all coordinates, as conditions take it, on the slice."""
-        X = torch.as_tensor(self.X)
-        found = evaluate(function, X.unbind(-1), len(X), X, "exact")
-        return found.detach().cpu().numpy().reshape(self.shape)
+    @property
+    def X(self) -> np.ndarray:
+        """All points, (m, d)."""
+        mesh = np.meshgrid(*self.axes, indexing="xy")
+        return self._points(np.stack([coordinates.ravel() for coordinates in mesh], axis=1))
+
+    def scattered(self, n: int) -> np.ndarray:
+        """Return points of low discrepancy of what was asked for, (n, d): no wave hides between them."""
+        return self._points(self.asked.scattered(n, _OFFSET).numpy())
+
+    def _points(self, shown: np.ndarray) -> np.ndarray:
+        X = np.empty((len(shown), self.domain.d))
+        for name, value in self.held.items():
+            X[:, self.domain.column(name)] = value
+        X[:, [self.domain.column(name) for name in self.names]] = shown
+        return X
+
+
+def values_at(solver: Any, function: Value, X: np.ndarray) -> np.ndarray:
+    """Return a number or a function of all coordinates, as conditions take it, at X (n, d), (n,)."""
+    points = torch.tensor(X)
+    found = evaluate(function, points.unbind(-1), len(points), points, "exact", solver.pde_.domain.names)
+    return found.detach().cpu().numpy()
 
 
 def domain_slice(
     solver: Any, window: Window | None = None, resolution: int | None = None, *, shifted: bool = False
 ) -> Slice:
     """Lay a slice through the domain of a fitted solver.
+
+    Where the points are too few for the fastest wave of the equation's data, the lower part of an axis is taken, with
+    a warning: on fewer than four per wave another wave would be seen.
 
     Parameters
     ----------
@@ -69,10 +105,13 @@ def domain_slice(
 
     Raises
     ------
+    NotFittedError
+        The solver is not fitted.
     ValueError
         An axis that is not there, an interval off the domain, or every axis held.
     """
-    domain: Box = solver.pde.domain
+    check_is_fitted(solver, "posterior_")
+    domain: Box = solver.pde_.domain
     intervals, held = _parts(domain, window or {})
     if not intervals:
         raise ValueError("window holds every axis; leave one to be shown.")
@@ -82,23 +121,42 @@ def domain_slice(
     few, most = _RANGE[len(shown)]
     axes = []
     for name in shown:
-        column = domain.column(name)
+        column, interval = domain.column(name), intervals[name]
+        frequency = _highest(solver, column)
         if shifted:
             nodes = np.linspace(domain.lower[column], domain.upper[column], solver.fit_report_.n_nodes[column])
-            axes.append(_thinned(0.5 * (nodes[1:] + nodes[:-1]), intervals[name], resolution or most))
+            points = _within(0.5 * (nodes[1:] + nodes[:-1]), interval)
+            if len(points) > (resolution or most):
+                points = _within(points, _resolved(name, interval, frequency, resolution or most))
+            axes.append(_thinned(points, resolution or most))
         else:
-            share = (intervals[name][1] - intervals[name][0]) / domain.lengths[column]
-            waves = share * solver.fit_report_.n_nodes[column] / solver.fit_report_.points_per_wavelength
-            count = min(max(few, math.ceil(_PER_WAVE * waves)), most)
-            axes.append(np.linspace(*intervals[name], resolution or count))
-    mesh = np.meshgrid(*axes, indexing="xy")
-    X = np.empty((mesh[0].size, domain.d))
-    for name, value in held.items():
-        X[:, domain.column(name)] = value
-    for name, coordinates in zip(shown, mesh, strict=True):
-        X[:, domain.column(name)] = coordinates.ravel()
-    note = ", ".join(f"{name} = {value:g}" for name, value in held.items()) or None
-    return Slice(X, tuple(axes), tuple(shown), note)
+            wanted = math.ceil(_PER_WAVE * frequency * (interval[1] - interval[0]))
+            count = resolution or min(max(few, wanted), most)
+            axes.append(np.linspace(*_resolved(name, interval, frequency, count), count))
+    return Slice(domain, Box(**{name: intervals[name] for name in shown}), held, tuple(axes))
+
+
+def _highest(solver: Any, column: int) -> float:
+    """Return the highest frequency that the equation's data have along an axis, in cycles per unit."""
+    lines = solver.lines_
+    if not len(lines):
+        return 0.0
+    return float(lines.frequency[lines.amplitude >= _FAINT * lines.amplitude.max(), column].max())
+
+
+def _resolved(name: str, interval: tuple[float, float], frequency: float, count: int) -> tuple[float, float]:
+    """Return the lower part of an interval in which so many points are enough for a frequency."""
+    low, high = interval
+    longest = (count - 1) / (_FEWEST_PER_WAVE * max(frequency, 1e-300))
+    if high - low <= longest:
+        return interval
+    warnings.warn(
+        f"{name} is shown from {low:g} to {low + longest:.3g} only: {frequency * (high - low):.3g} waves on {count} "
+        "points would look like other ones. Zoom with window=, or raise resolution.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return low, low + longest
 
 
 def _parts(domain: Box, window: Window) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
@@ -118,9 +176,13 @@ def _parts(domain: Box, window: Window) -> tuple[dict[str, tuple[float, float]],
     return intervals, held
 
 
-def _thinned(points: np.ndarray, interval: tuple[float, float], most: int) -> np.ndarray:
-    """Return at most so many of the points in an interval, evenly taken."""
+def _within(points: np.ndarray, interval: tuple[float, float]) -> np.ndarray:
     inside = points[(points >= interval[0]) & (points <= interval[1])]
     if len(inside) == 0:
         raise ValueError(f"there is no shifted node between {interval[0]:g} and {interval[1]:g}; widen the window.")
-    return inside[np.unique(np.linspace(0, len(inside) - 1, min(most, len(inside))).round().astype(int))]
+    return inside
+
+
+def _thinned(points: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many of the points, evenly taken."""
+    return points[np.unique(np.linspace(0, len(points) - 1, min(most, len(points))).round().astype(int))]

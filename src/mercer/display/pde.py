@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
-from mercer.display._domain import Window, domain_slice
-from mercer.display._maps import coordinates_of, draw_map, on_axes, predicted, quantity, show_from
+from mercer.display._domain import Window, domain_slice, values_at
+from mercer.display._maps import coordinates_of, draw_map, log_axis, on_axes, predicted, quantity
 from mercer.display._style import GREY, INK, VERMILLION, draw_panels, tidy
+
+_SCATTERED = 2000  # points of the figures in the title: between those of a grid, waves can hide
 
 
 @dataclass
@@ -28,13 +32,11 @@ class ErrorDisplay:
         Mean minus exact, like ``std``.
     exact : ndarray
         The known solution.
-
-    Attributes
-    ----------
     relative_error : float
-        ‖error‖ / ‖exact‖ over the points shown.
+        ‖error‖ / ‖exact‖; over the points shown by default, and over scattered ones of the whole window in
+        `from_estimator`.
     coverage : float or None
-        Share of points with |error| < 2 sd; None without a standard deviation.
+        Share of the same points with |error| ≤ 2 sd; None without a standard deviation.
     """
 
     axes: tuple[np.ndarray, ...]
@@ -44,11 +46,12 @@ class ErrorDisplay:
     std: np.ndarray | None = None
     label: str = "u"
     note: str | None = None
+    relative_error: float = math.nan
+    coverage: float | None = None
 
     def __post_init__(self) -> None:
-        size = float(np.linalg.norm(self.exact))
-        self.relative_error = float(np.linalg.norm(self.error)) / max(size, 1e-300)
-        self.coverage = None if self.std is None else float(np.mean(np.abs(self.error) < 2 * self.std))
+        if math.isnan(self.relative_error):
+            self.relative_error, self.coverage = _figures(self.error, self.exact, self.std)
 
     @classmethod
     def from_estimator(
@@ -62,12 +65,22 @@ class ErrorDisplay:
         resolution: int | None = None,
         ax: Any = None,
     ) -> ErrorDisplay:
-        """Predict, compare and draw; see :meth:`SolutionDisplay.from_estimator` for the parameters."""
+        """Predict, compare and draw; see :meth:`SolutionDisplay.from_estimator` for the parameters.
+
+        With ``derivative``, ``exact`` must be that derivative of the known solution.
+        """
         part = domain_slice(solver, window, resolution)
-        mean, std = predicted(solver, part, derivative, field)
-        truth = part.values(exact)
+        X = part.X
+        mean, std = predicted(solver, X, derivative, field)
+        truth = values_at(solver, exact, X)
+        Z = part.scattered(_SCATTERED)
+        mean_there, std_there = predicted(solver, Z, derivative, field)
+        truth_there = values_at(solver, exact, Z)
+        error, truth = (mean - truth).reshape(part.shape), truth.reshape(part.shape)
+        std = None if std is None else std.reshape(part.shape)
+        figures = _figures(mean_there - truth_there, truth_there, std_there)
         label = quantity(solver, derivative, field)
-        return cls(part.axes, part.names, mean - truth, truth, std, label, part.note).plot(ax=ax)
+        return cls(part.axes, part.names, error, truth, std, label, part.note, *figures).plot(ax=ax)
 
     @classmethod
     def from_predictions(
@@ -94,10 +107,12 @@ class ErrorDisplay:
 
     def _curve(self, ax: Any) -> None:
         (x,) = self.axes
+        size = np.abs(self.error)
         if self.std is not None:
-            ax.semilogy(x, 2 * self.std, color=GREY, linewidth=1.6, linestyle="--", label="2 sd")
-        ax.semilogy(x, np.abs(self.error), color=VERMILLION, linewidth=1.0, label="|error|")
-        show_from(ax, np.abs(self.error) if self.std is None else np.maximum(2 * self.std, np.abs(self.error)))
+            ax.plot(x, 2 * self.std, color=GREY, linewidth=1.6, linestyle="--", label="2 sd")
+        ax.plot(x, size, color=VERMILLION, linewidth=1.0, label="|error|")
+        # an error far below the standard deviation is what a reader looks for, too
+        log_axis(ax, size if self.std is None else np.maximum(2 * self.std, size), float(np.median(size)))
         tidy(ax, xlabel=self.names[0], ylabel=f"error of {self.label}", title=self._title())
         ax.legend(frameon=False, fontsize="small", loc="best")
 
@@ -108,6 +123,13 @@ class ErrorDisplay:
             excess = np.abs(self.error) - 2 * self.std
             if excess.min() < 0 < excess.max():
                 ax.contour(*self.axes, excess, levels=[0.0], colors=INK, linewidths=0.7)
+
+
+def _figures(error: np.ndarray, exact: np.ndarray, std: np.ndarray | None) -> tuple[float, float | None]:
+    """Return the relative error, and the share within two standard deviations."""
+    relative = float(np.linalg.norm(error)) / max(float(np.linalg.norm(exact)), 1e-300)
+    # where nothing is left unknown both are zero, which counts as within
+    return relative, None if std is None else float(np.mean(np.abs(error) <= 2 * std))
 
 
 @dataclass
@@ -161,10 +183,13 @@ class ResidualDisplay:
 
         Raises
         ------
+        NotFittedError
+            The solver is not fitted.
         ValueError
             No such equation, or a window without shifted nodes.
         """
-        n = solver.pde.n_equations
+        check_is_fitted(solver, "posterior_")
+        n = solver.pde_.n_equations
         if not 0 <= equation < n:
             raise ValueError(f"equation must be 0 to {n - 1}, got {equation}.")
         part = domain_slice(solver, window, resolution, shifted=True)

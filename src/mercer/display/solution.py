@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from mercer.display._domain import Window, domain_slice
-from mercer.display._maps import coordinates_of, draw_map, on_axes, predicted, quantity, show_from
+from mercer.display._domain import Slice, Window, domain_slice, values_at
+from mercer.display._maps import coordinates_of, draw_map, log_axis, on_axes, predicted, quantity
 from mercer.display._style import BLUE, INK, ORANGE, draw_panels, tidy
+from mercer.estimators._pde_inputs import check_points, readings
+from mercer.estimators._validation import to_numpy
+from mercer.pde.conditions import field_number
 
 
 @dataclass
@@ -62,7 +65,7 @@ class SolutionDisplay:
         solver: Any,
         exact: Callable[..., Any] | float | None = None,
         *,
-        observations: tuple[Any, Any] | None = None,
+        observations: Any = None,
         derivative: str = "",
         field: str | None = None,
         window: Window | None = None,
@@ -78,16 +81,19 @@ class SolutionDisplay:
         ----------
         solver : fitted GPPDESolver
         exact : callable or float, optional
-            A known solution, of all coordinates in the order of the axes.
-        observations : (X, y), optional
-            Points to add; over a plane, or where axes are held, they are projections.
+            What is known of the quantity shown, of all coordinates in the order of the axes: the solution, or with
+            ``derivative`` that derivative of it.
+        observations : (X, y), (X, y, noise), Sensors or a sequence of these, optional
+            Readings to add, as in ``solver.fit``; those of another derivative or field than the shown one are left
+            out. Over a plane their colours are those of the map, and where axes are held they are projections.
         derivative, field : str, optional
             As in ``solver.predict``.
         window : mapping of axis to (low, high) or to a number, optional
             An interval to zoom into, or a place where the axis is held: ``{"x": (0, 0.1), "t": 0.5}``. The first two
             axes that are not held are shown, others are held at their middle.
         resolution : int, optional
-            Points along each shown axis; None takes ten per shortest wave, at most 4001 on a line and 201 × 201.
+            Points along each shown axis; None takes ten per shortest wave, at most 4001 on a line and 201 × 201. Where
+            that is fewer than four per wave, the lower part of an axis is shown, with a warning.
         n_samples : int
             Draws to add to a line.
         random_state : int or RandomState
@@ -102,29 +108,29 @@ class SolutionDisplay:
 
         Raises
         ------
+        NotFittedError
+            The solver is not fitted.
         ValueError
             A window off the domain, or draws over a plane.
         """
         part = domain_slice(solver, window, resolution)
-        mean, std = predicted(solver, part, derivative, field)
+        X = part.X
+        mean, std = predicted(solver, X, derivative, field)
         samples = None
         if n_samples:
             if len(part.axes) == 2:
                 raise ValueError("draws can be shown along one axis only; hold the other one by window.")
             options = {"derivative": derivative, "field": field}
-            samples = np.asarray(solver.sample(part.X, n_samples, random_state, **options))
-        X, y = None, None
-        if observations is not None:
-            columns = [solver.pde.domain.column(name) for name in part.names]
-            X, y = np.asarray(observations[0], dtype=float)[:, columns], np.asarray(observations[1], dtype=float)
+            samples = np.asarray(solver.sample(X, n_samples, random_state, **options))
+        places, y = (None, None) if observations is None else _read(solver, observations, part, derivative, field)
         display = cls(
             part.axes,
             part.names,
-            mean,
-            std,
-            None if exact is None else part.values(exact),
+            mean.reshape(part.shape),
+            None if std is None else std.reshape(part.shape),
+            None if exact is None else values_at(solver, exact, X).reshape(part.shape),
             samples,
-            X,
+            places,
             y,
             quantity(solver, derivative, field),
             part.note,
@@ -139,7 +145,7 @@ class SolutionDisplay:
 
         Parameters
         ----------
-        axes : array-like of shape (m,), or a pair of them
+        axes : array-like of shape (m,), or a tuple or list of two
             Coordinates along one or two axes.
         mean, std : array-like of shape (m,) or (m2, m1)
             Over two axes, the second comes first, as in an image.
@@ -183,9 +189,12 @@ class SolutionDisplay:
 
     def _solution(self, ax: Any) -> None:
         if len(self.axes) == 2:
-            draw_map(ax, self.axes, self.names, self.mean, label=self.label, title=self.note)
+            mesh = draw_map(ax, self.axes, self.names, self.mean, label=self.label, title=self.note)
             if self.X is not None:
-                ax.scatter(*self.X.T, s=14, c="white", edgecolors=INK, linewidths=0.6, label="sensors")
+                style = {"s": 22, "edgecolors": "white", "linewidths": 0.9, "label": "sensors"}
+                ax.scatter(*self.X.T, c=self.y, norm=mesh.norm, cmap=mesh.cmap, **style)
+                legend = ax.legend(frameon=False, fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 1.0))
+                legend.legend_handles[0].set(facecolor=INK)
             return
         (x,) = self.axes
         if self.std is not None:
@@ -209,6 +218,21 @@ class SolutionDisplay:
         if len(self.axes) == 2:
             draw_map(ax, self.axes, self.names, self.std, label=label, title=self.note, scale="log")
             return
-        ax.semilogy(self.axes[0], self.std, color=BLUE, linewidth=1.6)
-        show_from(ax, self.std)
+        ax.plot(self.axes[0], self.std, color=BLUE, linewidth=1.6)
+        log_axis(ax, self.std)
         tidy(ax, xlabel=self.names[0], ylabel=label, title=self.note)
+
+
+def _read(
+    solver: Any, observations: Any, part: Slice, derivative: str, field: str | None
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Return where on the shown axes the shown quantity was read, and the readings; None where it never was."""
+    pde = solver.pde_
+    wanted = (pde.domain.order(derivative), 0 if field is None else field_number(field, pde.fields))
+    columns = [pde.domain.column(name) for name in part.names]
+    places, values = [], []
+    for sensor in readings(observations):
+        if (pde.domain.order(sensor.derivative), field_number(sensor.field, pde.fields)) == wanted:
+            places.append(check_points(sensor.X, pde.domain, None, extrapolate=True).cpu().numpy()[:, columns])
+            values.append(np.asarray(to_numpy(sensor.y), dtype=float))
+    return (np.concatenate(places), np.concatenate(values)) if places else (None, None)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mercer.estimators._validation import to_numpy
-from mercer.pde.conditions import Condition, Initial, Periodic, Robin
+from mercer.pde.conditions import Condition
 from mercer.pde.domain import Box
 from mercer.pde.problem import Sensors
 
@@ -78,13 +78,16 @@ def readings(observations: Any) -> list[Sensors]:
 
 def check_conditions(conditions: Any) -> list[Condition]:
     """Return one condition or a sequence of them as a list; TypeError for anything else."""
-    kinds = (Robin, Initial, Periodic)
+    kinds = get_args(Condition)
     if isinstance(conditions, kinds):
         return [conditions]
     found = list(conditions) if isinstance(conditions, Sequence) and not isinstance(conditions, str) else [conditions]
     for condition in found:
         if not isinstance(condition, kinds):
-            raise TypeError(f"a condition is a Dirichlet, Neumann, Robin, Periodic or Initial, got {condition!r}.")
+            raise TypeError(
+                f"conditions must be one condition of mercer.pde, such as a Dirichlet, or a sequence of them; got "
+                f"{condition!r} among them."
+            )
     return found
 
 

@@ -39,7 +39,7 @@ class GPPDESolver(BaseEstimator):
     ----------
     pde : PDE
         The equation, with its domain and unknown coefficients.
-    conditions : Dirichlet, Neumann, Robin, Periodic or Initial, or a sequence of them, default=()
+    conditions : condition of `mercer.pde`, such as a Dirichlet or an Initial, or a sequence of them, default=()
     kernel : {"gm", "stm"} or gpytorch Kernel, default="gm"
         ``"gm"`` and ``"stm"`` are mixtures of Gaussian and Student-t lines at the frequencies that are found; any other
         kernel is taken as it is, for each field.

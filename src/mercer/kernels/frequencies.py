@@ -104,6 +104,11 @@ def find_frequencies_grid(
     amplitudes : (k,)
         Root of the sum of squares of those products' coefficients; the strongest first.
 
+    Raises
+    ------
+    ValueError
+        Values that do not fit the axes or are not finite, or an axis of fewer than four places.
+
     Notes
     -----
     Along each axis the singular vectors of the unfolded values share their frequencies, which is a problem in one

@@ -10,6 +10,7 @@ from torch import Tensor
 
 _OVERSAMPLING = 8
 _MOST_HOLES = 64  # nodes of a grid per place that there is
+_MOST_NODES = 1 << 20  # of a grid with holes: each costs a hundred bytes
 _OFF_NODE = 1e-3  # steps
 
 
@@ -39,7 +40,8 @@ def sampled(t: Tensor) -> Samples:
     """Return sorted places (n,), of which some differ, with what they can tell."""
     places = t.unique_consecutive()
     gaps = places.diff()
-    if float((places[-1] - places[0]) / gaps.min()) <= _MOST_HOLES * len(places):
+    most = max(len(places), min(_MOST_HOLES * len(places), _MOST_NODES))
+    if float((places[-1] - places[0]) / gaps.min()) <= most:
         # gap by gap, because the smallest has an error that would add up
         steps = torch.cat([gaps.new_zeros(1), (gaps / gaps.min()).round().cumsum(0)])
         n_steps = float(steps[-1])

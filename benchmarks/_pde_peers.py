@@ -223,8 +223,8 @@ class _Network(torch.nn.Module):
         return self.layers(2 * (X - self.low) / self.length - 1)[:, 0]
 
 
-def network(case: Case, marks: list[float], seed: int = 0) -> list[np.ndarray]:
-    """Train a physics-informed network and return its test values after each of ``marks`` seconds of training.
+def network(case: Case, marks: list[float], seed: int = 0) -> list[tuple[int, np.ndarray]]:
+    """Train a physics-informed network; return steps and test values after each of ``marks`` seconds of training.
 
     Four tanh layers of 64 in single precision, Adam at 1e-3, new points at every step; the residual is divided by the
     rms of the forcing, and the sides weigh 100.
@@ -236,8 +236,8 @@ def network(case: Case, marks: list[float], seed: int = 0) -> list[np.ndarray]:
     probe = [(low + length * torch.rand(4096, len(names)))[:, j].double() for j in range(len(names))]
     scale = float(case.forcing(*probe).square().mean().sqrt()) if case.forced else max(case.terms.values())
     ends = [(j, k) for j, name in enumerate(names) for k in (0.0, 1.0) if "t" not in case.bounds or k == 0.0]
-    found: list[np.ndarray] = []
-    spent = 0.0
+    found: list[tuple[int, np.ndarray]] = []
+    spent, steps = 0.0, 0
     while len(found) < len(marks):
         began = time.perf_counter()
         X = (low + length * torch.rand(_BATCH, len(names))).requires_grad_()
@@ -261,9 +261,9 @@ def network(case: Case, marks: list[float], seed: int = 0) -> list[np.ndarray]:
         adam.zero_grad()
         loss.backward()
         adam.step()
-        spent += time.perf_counter() - began
+        spent, steps = spent + time.perf_counter() - began, steps + 1
         while len(found) < len(marks) and spent >= marks[len(found)]:
             with torch.no_grad():
                 values = torch.cat([model(rows) for rows in case.test_points().float().split(8192)])
-            found.append(values.double().numpy().reshape((case.n_test,) * len(names)))
+            found.append((steps, values.double().numpy().reshape((case.n_test,) * len(names))))
     return found

@@ -7,6 +7,7 @@ import sys
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -126,7 +127,8 @@ def test_the_network_learns_something_slow(suite, peers, monkeypatch):
     slow = case(suite, "poisson_1d_single_sin").reduced(20, 0.004)  # less than half a period
     clock = SimpleNamespace(perf_counter=count().__next__)  # on which a step takes a second
     monkeypatch.setattr(peers, "time", clock)
-    early, late = peers.network(slow, [2.0, 250.0])
+    (few, early), (many, late) = peers.network(slow, [2.0, 250.0])
+    assert (few, many) == (2, 250)
     assert suite.relative_error(torch.as_tensor(late), slow) < 0.3 < suite.relative_error(torch.as_tensor(early), slow)
 
 
@@ -145,7 +147,49 @@ def test_the_script_ends_with_its_keys():
         "published grid, equal time",
         "Chebyshev",
         "finite differences",
-        "network (PINN)",
-        "unknown coefficients",
+        "network (PINN), ",
     ):
         assert peer in done.stdout
+    assert "unknown coefficients" not in done.stdout
+
+
+def test_what_runs_is_what_was_asked_for(suite, monkeypatch, capsys):
+    import pde as script
+
+    ran = []
+    monkeypatch.setattr(script, "auto", Mock())
+    monkeypatch.setattr(script, "inverse", lambda: ran.append("inverse"))
+
+    def measure(case, factor, limit, at_least):
+        ran.append((case.name, at_least))
+        return {"error": 0.0, "seconds": 1.0, "coverage": 1.0, "residual": 0.0}, []
+
+    monkeypatch.setattr(script, "measure", measure)
+    for options, expected in (
+        ([], [*((each.name, 0.0) for each in suite.CASES), "inverse"]),
+        (["--only", "advection_sin", "--at-least", "9"], [("advection_sin", 9.0)]),
+        (["--only", "inverse"], ["inverse"]),
+    ):
+        ran.clear()
+        monkeypatch.setattr(sys, "argv", ["pde.py", *options])
+        script.main()
+        assert ran == expected
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {}
+
+
+def test_training_lasts_at_least_as_long_as_asked_for(suite, monkeypatch):
+    import pde as script
+
+    trained = []
+    scores = {"error": 0.0, "seconds": 0.5, "coverage": 1.0, "method": "features"}
+    monkeypatch.setattr(script, "auto", lambda case: scores)
+    monkeypatch.setattr(script, "ours_on_grid", lambda case: (0.0, 0.0))
+    looks = SimpleNamespace(steps_at_short=1, at_short=1.0, best=1.0)
+    found = SimpleNamespace(report={"n_iter": 7})
+    monkeypatch.setattr(script, "published", lambda case, short, long: (trained.append(long), (looks, 1.0, found))[1])
+    monkeypatch.setattr(script, "network", lambda case, marks: [(3, case.truth().numpy())] * 2)
+    small = case(suite, "poisson_1d_single_sin").reduced(12, 0.02)
+    for at_least in (0.0, 30.0):
+        _, rows = script.measure(small, 4.0, 1.5, at_least)
+        assert rows[3][1] == trained[-1] and "7 steps" in rows[3][0]
+    assert trained == [1.5, 30.0] and rows[-1][0] == "network (PINN), 3 steps"

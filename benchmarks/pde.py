@@ -4,12 +4,12 @@ The suite of the published grid solver: high frequencies, mixed scales, one and 
 gets the equation, its conditions and the number of nodes, and finds frequencies from the forcing and the values at the
 sides; the published solver (the same nodes, and the frequency scale and boundary weight that its authors tuned by hand
 for each problem) trains for the same time, and then on to --grid-factor times as long. Its extra process, which the
-reference begins after 5·10⁵ of 10⁶ steps (mix_sin) or after 10⁴ (x2_add_sinx), is left out: such short runs end
-before, and begun at the same part of its time it makes the second one worse. Finite differences and Chebyshev collocation by SciPy
-use as many nodes, and a physics-informed network trains as long as the published solver. Every method is scored in its
-last state; the published one's best of twenty looks at the exact solution, which is how the reference scores itself,
-stands in brackets. The error is |û − u| / |u| over 300 or 300 × 300 uniform points, seconds are those of the fit and
-the mean at these points; those that train count the training alone, with its steps.
+reference begins after 5·10⁵ of 10⁶ steps (mix_sin) or after 10⁴ (x2_add_sinx), is left out: such short runs end before,
+and begun at the same part of its time it makes the second one worse. Finite differences and Chebyshev collocation by
+SciPy use as many nodes, and a physics-informed network trains as long as the published solver. Every method is scored
+in its last state; the published one's best of twenty looks at the exact solution, which is how the reference scores
+itself, stands in brackets. The error is |û − u| / |u| over 300 or 300 × 300 uniform points, seconds are those of the
+fit and the mean at these points; those that train count the training alone, with its steps.
 
 Run ``python benchmarks/pde.py [--only NAME …] [--grid-factor F] [--limit SECONDS] [--at-least SECONDS]``; the name
 ``inverse`` stands for the problems with unknown coefficients. Keys of the last line: ``error_<case>`` and

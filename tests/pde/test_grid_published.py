@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import published_grid as oracle
 
+from mercer.kernels import RBF
 from mercer.pde.conditions import Dirichlet, Initial, Neumann, Robin
 from mercer.pde.domain import Box
 from mercer.pde.equation import PDE
@@ -160,6 +161,14 @@ def test_training_goes_the_way_of_the_reference_and_returns_its_last_state():
     assert seen[50] == pytest.approx(0.50, abs=0.01) and seen[100] == pytest.approx(0.262, abs=0.002)
     assert seen[100] == float((done.mean(x) - exact).norm() / exact.norm())
     assert done.trace[-1] > done.trace[0]
+
+
+def test_what_the_published_training_does_not_use_is_refused():
+    pde, conditions = poisson()
+    with pytest.raises(ValueError, match="kernels cannot be given with compat=True"):
+        solve_grid(pde, conditions, [RBF(0.5)], 16, compat=True)
+    with pytest.raises(ValueError, match="at least one condition"):
+        solve_grid(pde, [], None, 16, compat=True)
 
 
 def test_time_ends_the_training():

@@ -223,10 +223,9 @@ def _solved(
         facts |= {"method": "variable projection", "tolerance": tolerance}
         found = _solution(equation, axes, done.value, done.status, done.stats["trace"], facts)
         best = found if best is None else _better(best, found)
+        # where a kernel cannot meet the equation, to insist on it magnifies rounding
         if done.stats["capped"] or _late(deadline):
             break
-        # where a kernel cannot meet the equation, to insist on it magnifies rounding
-        white = done.stats["white"]
     assert best is not None
     return best
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -62,8 +63,21 @@ class GridEquation:
         return self.pde.evaluate(self.X, [value.reshape(-1) for value in values])[0].reshape(self.shape)
 
     def linearise(self, values: Sequence[Tensor]) -> tuple[dict[Index, Tensor], Tensor]:
-        """Return the coefficients of N's linearisation and what it must equal, f − N[u₀] + J u₀."""
+        """Return the coefficients of N's linearisation and what it must equal, f − N[u₀] + J u₀.
+
+        Raises
+        ------
+        ValueError
+            N or a slope is not finite there.
+        """
         J, base = self.pde.jacobian(self.X, [value.reshape(-1) for value in values])
+        if not all(bool(torch.isfinite(part).all()) for part in (base, *J)):
+            where = "the values that were reached" if any(bool(value.any()) for value in values) else "u = 0"
+            raise ValueError(
+                f"the residual or its slope is not finite at {where}, where the equation has to be linearised; the "
+                "search begins at u = 0. Write the equation in a form that is finite there, or for another unknown: "
+                "with u = exp(w), log u is w."
+            )
         slopes = [slope[0].reshape(self.shape) for slope in J]
         moved = sum(slope * value for slope, value in zip(slopes, values, strict=True))
         return dict(zip(self.indices, slopes, strict=True)), self.rhs - base[0].reshape(self.shape) + moved
@@ -75,12 +89,15 @@ class GridEquation:
     def shifted_residual(self, interpolant: Interpolant | InterpolantSum) -> float:
         """Return the rms residual at the centres of all cells, where the equation was not asked for.
 
-        Relative to the rms of the largest of its terms there; dimensionless.
+        Relative to the rms of the largest of its terms there; dimensionless, and infinite where N is not finite.
         """
         middle = [0.5 * (x[1:] + x[:-1]) for x in self.nodes]
         centres = GridEquation(self.pde, middle)
         values = [interpolant.on(middle, index) for index in self.indices]
-        coefficients, _ = centres.linearise(values)
+        try:
+            coefficients, _ = centres.linearise(values)
+        except ValueError:
+            return math.inf
         residual = centres.rhs - centres.evaluate(values)
         terms = [centres.rhs, *(c * value for c, value in zip(coefficients.values(), values, strict=True))]
         scale = torch.stack([term.square().mean().sqrt() for term in terms]).max()

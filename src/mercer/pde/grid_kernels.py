@@ -19,6 +19,7 @@ _ACCURATE = 1e-5  # how far a first solution is trusted
 _APART = 0.3  # cycles over an axis: nearer frequencies are one line
 _SAME = 0.01
 _COLUMNS = 16  # of data on a side that are looked at
+_FEWEST = 4  # nodes along an axis that can show a wave
 _MOST = 12  # waves along an axis
 
 
@@ -27,8 +28,18 @@ def kernels_of_data(equation: GridEquation, sides: Sequence[Side], spectrum: str
 
     The forcing shows a wave of u times |P(iω)|, P the symbol of the equation; what would be too weak in u is left out.
     Data at a side show the waves along it. Equations without forcing (waves, advection, heat) have only the latter.
+
+    Raises
+    ------
+    ValueError
+        Fewer than four nodes along an axis show no waves.
     """
     n_axes = len(equation.shape)
+    if min(equation.shape) < _FEWEST:
+        raise ValueError(
+            f"n_collocation (the shape of the grid) is {' × '.join(map(str, equation.shape))}: waves are not found on "
+            f"fewer than {_FEWEST} nodes along an axis. Take more, or give kernels."
+        )
     found: list[list[Tensor]] = [[] for _ in range(n_axes)]
     zeros = [torch.zeros_like(equation.rhs) for _ in equation.indices]
     _, forcing = equation.linearise(zeros)

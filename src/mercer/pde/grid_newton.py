@@ -17,7 +17,7 @@ from mercer.linalg.gmres import gmres
 from mercer.pde.axes import Axis
 from mercer.pde.grid_equation import GridEquation
 from mercer.pde.sides import Elimination
-from mercer.pde.sylvester import apply, averaged, kronecker_sum
+from mercer.pde.sylvester import apply, averaged, is_singular, kronecker_sum
 
 _SETTLED = 1e-9  # relative step
 _FORCING = 1e-9  # of the linear solves
@@ -52,15 +52,15 @@ def newton(
     Returns
     -------
     Solution
-        ``value`` (N_1, …, N_D); ``status`` "ok", "not converged", "stalled" or "seconds"; ``stats`` with ``trace``, the
-        rms residual at inner nodes after each step in units of f, and ``linear_iterations``.
+        ``value`` (N_1, …, N_D); ``status`` "ok", "not converged", "stalled", "nearly singular" or "seconds"; ``stats``
+        with ``trace``, the rms residual at inner nodes after each step in units of f, and ``linear_iterations``.
     """
     U = torch.zeros_like(equation.rhs) if start is None else start
     # the first step goes to values that fulfil the conditions, those after it keep them
     base = elimination.extend(torch.zeros_like(elimination.restrict(U)) if start is None else elimination.restrict(U))
     trace: list[float] = []
     products, size = 0, 1.0
-    status = "not converged"
+    status, singular = "not converged", False
     for _ in range(max_iter):
         coefficients, target = equation.linearise(equation.derivatives(axes, U))
         system = kronecker_sum(axes, averaged(coefficients), elimination)
@@ -72,6 +72,7 @@ def newton(
             return system.solve(inside, refine=0).value
 
         rhs = elimination.restrict(target - apply(axes, coefficients, base))
+        singular = is_singular(axes, coefficients, elimination, system.solve(rhs, refine=0))
         done = gmres(product, rhs, inverse, tol=_FORCING)
         products += done.stats["iterations"]
         if done.stats["residual"] > _HOPELESS and trace:
@@ -96,6 +97,8 @@ def newton(
         if deadline is not None and time.perf_counter() > deadline:
             status = "seconds"
             break
+    if singular and status == "ok":
+        status = "nearly singular"
     return Solution(U, status, {"trace": trace, "linear_iterations": products})
 
 

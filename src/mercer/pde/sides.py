@@ -27,12 +27,15 @@ class Side(NamedTuple):
     row : (N_axis,)
     target : (N_1, …, 1, …, N_D)
         1 at ``axis``.
+    level : float
+        What the condition makes of the function that is 1 everywhere; 0 for slopes and periods.
     """
 
     axis: int
     node: int
     row: Tensor
     target: Tensor
+    level: float = 1.0
 
 
 class Elimination:
@@ -48,15 +51,20 @@ class Elimination:
     ----------
     inner : list of D index tensors
         Nodes of each axis that are left.
+    free : bool
+        No condition notices a constant that is added.
 
     Raises
     ------
     ValueError
-        Conditions of one axis give the same node, or do not determine their nodes.
+        No conditions, or those of one axis give the same node or do not determine their nodes.
     """
 
     def __init__(self, shape: Sequence[int], sides: Sequence[Side]):
+        if not sides:
+            raise ValueError("a grid needs at least one condition; add Dirichlet(…), or use method='features'.")
         self.shape = tuple(shape)
+        self.free = not any(side.level for side in sides)
         self.sides = [[side for side in sides if side.axis == j] for j in range(len(self.shape))]
         self.inner: list[Tensor] = []
         self._nodes: list[list[int]] = []
@@ -132,7 +140,7 @@ def _(condition: Robin, domain: Box, axes: Sequence[Axis]) -> list[Side]:
         row = (condition.b if upper else -condition.b) * axes[j].derivative(1)[node]
         row = row + condition.a * axes[j].derivative(0)[node]
         stop = start + math.prod(shape)
-        found.append(Side(j, node, row, target[start:stop].reshape(shape)))
+        found.append(Side(j, node, row, target[start:stop].reshape(shape), condition.a))
         start = stop
     return found
 
@@ -142,7 +150,7 @@ def _(condition: Initial, domain: Box, axes: Sequence[Axis]) -> list[Side]:
     j = domain.column(condition.time)
     target = _targets(condition, domain, axes).reshape(_across(axes, j))
     # a value gives the first node, a velocity the second
-    return [Side(j, condition.order, axes[j].derivative(condition.order)[0], target)]
+    return [Side(j, condition.order, axes[j].derivative(condition.order)[0], target, float(not condition.order))]
 
 
 @condition_sides.register
@@ -151,7 +159,7 @@ def _(condition: Periodic, domain: Box, axes: Sequence[Axis]) -> list[Side]:
     for order in range(condition.order):
         D = axes[j].derivative(order)
         node = order // 2 if order % 2 == 0 else len(axes[j]) - 1 - order // 2
-        found.append(Side(j, node, D[0] - D[-1], D.new_zeros(_across(axes, j))))
+        found.append(Side(j, node, D[0] - D[-1], D.new_zeros(_across(axes, j)), 0.0))
     return found
 
 

@@ -111,8 +111,8 @@ def solve_sylvester(
     Returns
     -------
     Solution
-        ``value`` (N_1, …, N_D) at the nodes; ``stats`` of `KroneckerSum.solve`, and ``interpolant`` for all other
-        points, with a nugget that the values can bear.
+        ``value`` (N_1, …, N_D) at the nodes; ``status`` "ok" or "nearly singular"; ``stats`` of `KroneckerSum.solve`,
+        and ``interpolant`` for all other points, with a nugget that the values can bear.
 
     Raises
     ------
@@ -134,7 +134,20 @@ def solve_sylvester(
     start = elimination.extend(torch.zeros_like(elimination.restrict(rhs)))
     done = system.solve(elimination.restrict(rhs - apply(axes, coefficients, start)))
     U = start + elimination.extend(done.value, homogeneous=True)
-    return Solution(U, done.status, {**done.stats, "interpolant": Interpolant(axes, U)})
+    status = "nearly singular" if is_singular(axes, coefficients, elimination, done) else done.status
+    return Solution(U, status, {**done.stats, "interpolant": Interpolant(axes, U)})
+
+
+def is_singular(
+    axes: Sequence[Axis], coefficients: Mapping[Index, Tensor], elimination: Elimination, done: Solution
+) -> bool:
+    """Say whether a Kronecker sum leaves its solution open: a constant is free, or an eigenvalue is lost in the nugget.
+
+    On a coarse grid a constant's eigenvalue is that of its interpolant and not small, so that it has to be asked for.
+    """
+    level = coefficients.get((0,) * len(axes))
+    free = elimination.free and (level is None or not bool(level.any()))
+    return free or done.status != "ok" or done.stats["smallest"] <= max(axis.nugget for axis in axes)
 
 
 def _mean_along(c: Tensor, j: int) -> Tensor:

@@ -17,7 +17,7 @@ from mercer import GPPDESolver
 from mercer.estimators._pde_inputs import check_observations
 from mercer.estimators.persistence import save
 from mercer.kernels import RBF, GaussianMixture
-from mercer.pde import PDE, Box, Dirichlet, Initial, Periodic, Positive, Sensors
+from mercer.pde import PDE, Box, Dirichlet, Initial, Neumann, Periodic, Positive, Sensors
 from mercer.pde.grid import solve_grid
 
 D = torch.float64
@@ -286,6 +286,28 @@ def test_grid_method_has_no_sd():
         solver.predict([[0.3]], return_std=True)
 
 
+@pytest.mark.parametrize("n", [12, 34])  # by least squares, and by Newton's method
+def test_grids_end_in_the_words_of_the_other_methods(n):
+    domain = Box(x=(0, 1), y=(0, 1))
+    waves = GaussianMixture(weight=[1.0], lengthscale=[0.4], frequency=[0.0])
+
+    def status(residual, conditions, **more):
+        options = {"method": "grid", "kernel": waves, "n_collocation": n} | more
+        return GPPDESolver(PDE(residual, domain, rhs=1.0), conditions, **options).fit().fit_report_
+
+    sides, slopes = [Dirichlet("boundary")], [Neumann("boundary")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few nodes
+        for method in ("grid", "sylvester"):
+            assert status(lambda p, v, d, c: d("xx") + d("yy"), sides, method=method).status == "linear"
+        assert status(lambda p, v, d, c: d("xx") + d("yy") - v**3, sides).status == "converged"
+        report = status(lambda p, v, d, c: d("xx") + d("yy"), slopes, method="sylvester")
+        assert report.status == "nearly singular" and "Add a Dirichlet" in str(report)
+        for options, ended in (({"max_iter": 2}, "2 steps"), ({"seconds": 1e-9}, "1e-09 seconds")):
+            report = status(lambda p, v, d, c: d("xx"), sides, kernel="gm", compat=options)
+            assert report.status == f"stopped after {ended}"
+
+
 def test_the_published_training_is_behind_the_estimator():
     options = {"max_iter": 30, "frequency_scale": 5.0, "n_components": 4}
     solver = GPPDESolver(equation(), CONDITIONS, method="grid", compat=options, n_collocation=40)
@@ -326,7 +348,11 @@ def test_components_that_learning_leaves_without_weight_are_pruned_and_confessed
     [
         (lambda p, v, d, c: 3 * d("x") + d("t"), [Initial(torch.sin)], "along x .0 of 1."),
         (lambda p, v, d, c: d("t") - d("xx"), [Initial(0.0), Dirichlet("x=0")], "along x .1 of 2."),
-        (lambda p, v, d, c: d("tt") - d("xx"), [Initial(lambda x: x * (1 - x)), Dirichlet("boundary")], "along t .1 of 2."),
+        (
+            lambda p, v, d, c: d("tt") - d("xx"),
+            [Initial(lambda x: x * (1 - x)), Dirichlet("boundary")],
+            "along t .1 of 2.",
+        ),
         (lambda p, v, d, c: 3 * d("x") + d("t"), [Initial(torch.sin), Periodic("x", 1)], None),
         (lambda p, v, d, c: d("xt") - 1, [Initial(0.0), Dirichlet("x=0")], None),
     ],

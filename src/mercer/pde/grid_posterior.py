@@ -12,6 +12,7 @@ from torch import Tensor
 from mercer.kernels import Kernel
 from mercer.kernels.functionals import Functional
 from mercer.pde.axes import Axis
+from mercer.pde.equation import PDE
 from mercer.pde.grid import any_kernel, solve_grid
 from mercer.pde.grid_equation import GridEquation
 from mercer.pde.grid_kernels import kernels_of_data
@@ -104,22 +105,39 @@ def grid_posterior(
         )
         notes = ["trained as published: steps are those of Adam."]
         posterior = GridPosterior("grid", trained.interpolant, trained.values.numel(), notes)
-        return posterior, trained.status, trained.report["n_iter"]
+        steps, status = trained.report["n_iter"], trained.status
+        ended = {"steps": f"stopped after {steps} steps", "seconds": f"stopped after {options.get('seconds')} seconds"}
+        return posterior, ended.get(status, status), steps
     if method == "grid":
         found = solve_grid(pde, conditions, kernels, problem.counts, spectrum=spectrum, device=problem.device)
         notes = [f"solved by {found.report['method']}."]
         if found.report.get("capped"):
             notes.append("the precision of the equation is at its cap: without one it would grow without limit.")
-        return GridPosterior(method, found.interpolant, found.values.numel(), notes), found.status, len(found.trace)
+        posterior = GridPosterior(method, found.interpolant, found.values.numel(), notes + _open(found.status))
+        return posterior, _ended(pde, found.status), len(found.trace)
     equation = GridEquation(pde, pde.domain.axes(problem.counts, problem.device))
     if kernels is None:
         rough = [Axis(x, any_kernel(x)) for x in equation.nodes]
         sides = [side for condition in conditions for side in condition_sides(condition, pde.domain, rough)]
         kernels = kernels_of_data(equation, sides, spectrum)
-    axes = [Axis(x, kernel) for x, kernel in zip(equation.nodes, kernels, strict=True)]
+    axes = [Axis(x, kernel, number=j) for j, (x, kernel) in enumerate(zip(equation.nodes, kernels, strict=True))]
     sides = [side for condition in conditions for side in condition_sides(condition, pde.domain, axes)]
     X = pde.domain.nodes(problem.counts, problem.device)
     J, base = pde.jacobian(X, [torch.zeros_like(X[:, 0]) for _ in pde.requests])
     coefficients = {index: j[0].reshape(problem.counts) for (_, index), j in zip(pde.requests, J, strict=True)}
     done = solve_sylvester(axes, coefficients, (pde.target(X) - base)[0].reshape(problem.counts), sides)
-    return GridPosterior(method, done.stats["interpolant"], len(X)), done.status, 1
+    return GridPosterior(method, done.stats["interpolant"], len(X), _open(done.status)), _ended(pde, done.status), 1
+
+
+def _ended(pde: PDE, status: str) -> str:
+    """Return how a solution ended in the words of the other methods."""
+    return ("linear" if pde.linear else "converged") if status == "ok" else status
+
+
+def _open(status: str) -> list[str]:
+    if status != "nearly singular":
+        return []
+    return [
+        "equation and conditions leave a constant open, or nearly so, as slopes on all sides do: values may be far off "
+        "by one. Add a Dirichlet condition."
+    ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mercer.kernels import RBF, ScaleKernel
-from mercer.pde import PDE, Box, Dirichlet, Neumann, Periodic, Positive, Real, Sensors
+from mercer.pde import PDE, Box, Dirichlet, Initial, Neumann, Periodic, Positive, Real, Sensors
 from mercer.pde.evidence import Evidence, Search
 from mercer.pde.identify import describe, scan
 from mercer.pde.inverse import TOLERANCE, invert
@@ -251,11 +251,36 @@ def test_a_better_end_is_climbed_from():
     first = evidence.maximise(np.array([0.3]))
     assert abs(first.theta[0] - 0.3) < 1e-3
     assert evidence.value(np.array([-1.0])) > first.value
-    maximum, found, _ = describe(evidence, first)
+    maximum, found, _ = describe(evidence, first, lambda maximum: 1e-6)
     assert abs(maximum.theta[0] + 0.8) < 1e-3 and abs(found["k"].value + 0.8) < 1e-3
     assert found["k"].identified and min(found["k"].drop) > 1
     # the scan finds it at once
     assert abs(scan(evidence, np.array([0.3]))[0] + 0.8) < 0.1
+
+
+def test_a_better_end_where_the_equation_is_not_met_is_only_spoken_of():
+    evidence = Hills((60.0, 5.0))
+    first = evidence.maximise(np.array([0.3]))
+    met = lambda maximum: 1e-6 if maximum.theta[0] > 0 else 1e-2  # noqa: E731
+    maximum, found, _ = describe(evidence, first, met)
+    assert maximum is first and not found["k"].identified and found["k"].drop[0] < -1
+    assert "rises by" in str(found["k"]) and "lower end of its range, -1" in str(found["k"])
+
+
+def test_what_is_not_identified_does_not_spoil_the_solution():
+    """u = x is steady whatever κ is, and large κ leave the equation unresolved by so few nodes."""
+    box = Box(x=(0, 1), t=(0, 1))
+    pde = PDE(lambda p, v, d, c: d("t") - c.kappa * d("xx"), box, unknowns={"kappa": Positive(0.2)})
+    conditions = [Initial(lambda x: x), Dirichlet("x=0"), Dirichlet("x=1", 1.0)]
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(20, 2, generator=generator, dtype=D)
+    sensor = Sensors(X, X[:, 0] + 1e-3 * torch.randn(20, generator=generator, dtype=D), 1e-3)
+    problem = Problem(pde, conditions, (12, 12), [sensor])
+    trial, found = invert(Solver(problem, "features"), lambda c: choose_lines(pde, conditions, (12, 12), c)[1])
+    assert not found["kappa"].identified and "not identified" in str(found["kappa"])
+    mean, variance = trial.posterior.marginals(derivative(box.nodes(20), (0, 0)))
+    error = (mean - box.nodes(20)[:, 0]).abs()
+    assert error.max() < 1e-4 and (error <= 2 * variance.sqrt() + 1e-12).double().mean() > 0.9
 
 
 def test_coefficients_say_why_they_are_not_identified():

@@ -6,6 +6,8 @@ is not identified; where it rises, the search had missed a better place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -14,8 +16,9 @@ from mercer.pde.rows import Posterior
 from mercer.pde.unknowns import Coefficient, Unknown
 
 _IDENTIFIED = 1.0  # nats by which the profile must fall to both ends of the range
-_MISSED = 0.1  # nats by which an end is better than the maximum before the search starts from there
+_MISSED = 0.5  # nats by which an end is better than the maximum before the search starts from there
 _AGAIN = 2  # times
+_WORSE, _MET = 10.0, 1e-5  # by how much the equation may be met worse there, and how well is well enough
 _AT_END = 1e-3  # of the range
 _SCAN = 13
 _PROFILE = 8  # iterations over all else at the ends of a range
@@ -37,15 +40,25 @@ def scan(evidence: Evidence, theta: np.ndarray) -> np.ndarray:
     return theta
 
 
-def describe(evidence: Evidence, maximum: Maximum) -> tuple[Maximum, dict[str, Coefficient], np.ndarray]:
-    """Return the best maximum that the ends of the ranges lead to, what is known of each coefficient, and Cov θ."""
+def describe(
+    evidence: Evidence, maximum: Maximum, met: Callable[[Maximum], float]
+) -> tuple[Maximum, dict[str, Coefficient], np.ndarray]:
+    """Return the best maximum that the ends of the ranges lead to, what is known of each coefficient, and Cov θ.
+
+    ``met`` says how well the equation is met at a maximum: an evidence that is larger because nodes no longer resolve
+    the equation is not followed.
+    """
     search = evidence.search
     for _ in range(_AGAIN):
         ends = _ends(evidence, maximum)
         best = max((end for pair in ends for end in pair if end), key=lambda end: end.value, default=maximum)
         if best.value <= maximum.value + _MISSED:
             break
-        maximum = evidence.maximise(best.theta)
+        other = evidence.maximise(best.theta)
+        now, then = (_at(evidence, place, met) for place in (other, maximum))
+        if not now <= max(_WORSE * then, _MET):
+            break
+        maximum = other
     else:
         ends = _ends(evidence, maximum)
     covariance, found = _covariance(evidence, maximum.theta), {}
@@ -61,6 +74,12 @@ def describe(evidence: Evidence, maximum: Maximum) -> tuple[Maximum, dict[str, C
         found[name] = Coefficient(float(value.detach()), std, min(drop) >= _IDENTIFIED, drop, note)
     evidence.posterior(maximum.theta)  # leaves the kernels where the maximum is
     return maximum, found, covariance
+
+
+def _at(evidence: Evidence, maximum: Maximum, met: Callable[[Maximum], float]) -> float:
+    """Return what ``met`` says of a maximum, with the kernels set to it: its posterior looks at them."""
+    evidence.search.place(maximum.theta)
+    return met(maximum)
 
 
 def sigma_points(evidence: Evidence, maximum: Maximum, covariance: np.ndarray) -> list[tuple[Posterior, Posterior]]:
@@ -108,8 +127,8 @@ def _note(unknown: Unknown, place: float, bounds: tuple[float, float], drop: tup
         end = unknown.bounds[i]
         if drop[i] < -_MISSED:
             return (
-                f"not identified: the evidence has several maxima, and rises by {-drop[i]:.2g} nats to the {name} end "
-                f"of its range, {end:g}: start nearer to it, or narrow the range"
+                f"not identified: the evidence rises by {-drop[i]:.2g} nats to the {name} end of its range, {end:g}, "
+                "where it has another maximum or nodes resolve the equation worse: narrow the range, or take more nodes"
             )
         near = abs(place - bounds[i]) <= _AT_END * (bounds[1] - bounds[0])
         if near and drop[i] < _IDENTIFIED <= drop[1 - i]:

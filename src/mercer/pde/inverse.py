@@ -77,8 +77,12 @@ def invert(
     assert best is not None
     posterior: Posterior = best.maximum.posterior
     found: dict[str, Coefficient] = {}
+
+    def met(maximum: Maximum) -> float:
+        return solver.problem.check(maximum.posterior, maximum.coefficients).worst
+
     if pde.unknowns:
-        best.maximum, found, covariance = describe(best.evidence, best.maximum)
+        best.maximum, found, covariance = describe(best.evidence, best.maximum, met)
         posterior = Marginalised(best.maximum.posterior, sigma_points(best.evidence, best.maximum, covariance))
     solver.coefficients = best.maximum.coefficients or None
     check = solver.problem.check(posterior, solver.coefficients)

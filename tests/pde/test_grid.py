@@ -9,10 +9,10 @@ import torch
 from mercer.kernels import RBF, GaussianMixture, StudentMixture
 from mercer.linalg.cholesky import Solution
 from mercer.linalg.gmres import gmres
-from mercer.pde.axes import Axis
+from mercer.pde.axes import Axis, Interpolant
 from mercer.pde.conditions import Dirichlet, Initial, Neumann, Periodic
 from mercer.pde.domain import Box
-from mercer.pde.equation import PDE
+from mercer.pde.equation import PDE, LinearisationError
 from mercer.pde.grid import SMALL, _solved, solve_grid
 from mercer.pde.grid_equation import GridEquation
 from mercer.pde.grid_kernels import kernels_of_data
@@ -241,6 +241,34 @@ def test_learning_raises_the_objective_and_finds_the_frequency():
     trace = found.learn(30)
     assert max(trace) > trace[0] + 1
     assert found.solve(1e-6, loosest=1e-2).stats["objective"] == pytest.approx(max(trace), rel=1e-3)
+
+
+def test_kernels_that_lead_nowhere_are_not_learned(monkeypatch):
+    found, solve = projection(), Projection.solve
+    theta, calls = found.theta.read(), []
+
+    def failing(self, tolerance, *a, **more):
+        calls.append(tolerance)
+        if len(calls) > 1:
+            raise LinearisationError("not finite")
+        return solve(self, tolerance, *a, **more)
+
+    monkeypatch.setattr(Projection, "solve", failing)
+    assert len(found.learn(5)) == 1 and len(calls) > 1
+    np.testing.assert_allclose(found.theta.read(), theta, rtol=1e-12)
+    calls.clear()
+    pde, conditions, _ = poisson(1.0, 30.0)
+    off = [StudentMixture(weight=[1.0, 1.0], lengthscale=[0.3, 0.3], frequency=[0.0, 4.5])]
+    solved = solve_grid(pde, conditions, off, 40)
+    assert solved.status == "ok" and not solved.report["learned"]
+
+
+def test_a_solution_that_the_equation_is_not_finite_between_nodes_of_has_an_infinite_residual():
+    pde = PDE(lambda p, u, d, c: d("x") + torch.log(1 - u), Box(x=(0, 1)))
+    equation = GridEquation(pde, pde.domain.axes(8))
+    axes = [Axis(equation.nodes[0], GaussianMixture(weight=[1.0], lengthscale=[0.5], frequency=[0.0]))]
+    inside, outside = (Interpolant(axes, torch.full((8,), value).double()) for value in (0.5, 1.5))
+    assert equation.shifted_residual(outside) == math.inf > equation.shifted_residual(inside)
 
 
 def test_kernels_are_learned_only_where_that_helps():

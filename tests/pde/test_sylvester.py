@@ -273,6 +273,17 @@ def test_slopes_on_all_sides_leave_a_constant_open(n):
     assert solve_sylvester(axes, laplace(axes), rhs, periods).status == "nearly singular"
 
 
+def test_an_eigenvalue_that_is_lost_in_the_nugget_is_confessed():
+    axes = axes_of(Box(x=(0, 1)), (12,))
+    sides = everywhere(None, axes, torch.zeros(12).double())
+    inner = Elimination((12,), sides).reduce(axes[0].derivative(2), 0)
+    lowest = torch.linalg.eigvals(inner).abs().min()
+    rhs = torch.ones(12).double()
+    for shift, status in ((lowest, "nearly singular"), (0.9 * lowest, "ok")):
+        coefficients = {(2,): torch.ones(12).double(), (0,): shift * torch.ones(12).double()}
+        assert solve_sylvester(axes, coefficients, rhs, sides).status == status
+
+
 @pytest.mark.parametrize("values", [lambda x: (x - 0.4).abs(), lambda x: x.sqrt()])
 def test_the_nugget_of_predictions_is_that_of_leaving_inner_nodes_out(values):
     axis = axes_of(Box(x=(0, 1)), (14,), spectrum=GaussianMixture, frequency=[0.0], ell=0.2)[0]

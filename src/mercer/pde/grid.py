@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from mercer.kernels import Kernel, StudentMixture
-from mercer.linalg.cholesky import Solution
+from mercer.linalg.cholesky import NotPositiveDefiniteError, Solution
 from mercer.linalg.kronecker import kron_whiten
 from mercer.pde.axes import Axis, Interpolant, InterpolantSum
-from mercer.pde.equation import PDE
+from mercer.pde.equation import PDE, LinearisationError
 from mercer.pde.grid_equation import GridEquation
 from mercer.pde.grid_kernels import alike, kernels_of_data, kernels_of_solution
 from mercer.pde.grid_newton import newton
@@ -179,7 +179,7 @@ def solve_grid(
         look = best.status == "ok" and not pde.linear
         seen = kernels_of_solution(equation.nodes, best.values, spectrum) if look else forced
         if not _late(deadline) and not alike(seen, forced, equation.nodes):
-            best = _better(best, _solved(equation, conditions, seen, best.values, small, weight, deadline))
+            best = _improved(best, equation, conditions, seen, small, weight, deadline)
     elif len(kernels) == len(equation.shape):
         copies = [deepcopy(kernel) for kernel in kernels]
         best = _solved(equation, conditions, copies, None, small, weight, deadline)
@@ -191,10 +191,19 @@ def solve_grid(
         elimination = Elimination(equation.shape, _sides(pde, conditions, best.axes))
         projection = Projection(equation, elimination, learned, weight, [axis.nugget for axis in best.axes])
         search = projection.learn(iterations, deadline)
-        trial = _solved(equation, conditions, learned, best.values, small, weight, deadline)
-        best = _better(best, trial)
-        best.report.update(search=search, learned=best is trial)
+        first, best = best, _improved(best, equation, conditions, learned, small, weight, deadline)
+        best.report.update(search=search, learned=best is not first)
     return best
+
+
+def _improved(
+    best: GridSolution, equation: GridEquation, conditions: Sequence[Any], kernels: Sequence[Kernel], *how: Any
+) -> GridSolution:
+    """Solve again with other kernels, and return the better solution; the first where they lead to none."""
+    try:
+        return _better(best, _solved(equation, conditions, kernels, best.values, *how))
+    except (NotPositiveDefiniteError, LinearisationError):
+        return best
 
 
 def _solved(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mercer.pde.axes import Axis, Interpolant, InterpolantSum
-from mercer.pde.equation import PDE
+from mercer.pde.equation import PDE, LinearisationError
 from mercer.pde.sylvester import differentiate
 
 Index = tuple[int, ...]
@@ -67,13 +67,13 @@ class GridEquation:
 
         Raises
         ------
-        ValueError
-            N or a slope is not finite there.
+        LinearisationError
+            N or a slope is not finite there; a ValueError too.
         """
         J, base = self.pde.jacobian(self.X, [value.reshape(-1) for value in values])
         if not all(bool(torch.isfinite(part).all()) for part in (base, *J)):
             where = "the values that were reached" if any(bool(value.any()) for value in values) else "u = 0"
-            raise ValueError(
+            raise LinearisationError(
                 f"the residual or its slope is not finite at {where}, where the equation has to be linearised; the "
                 "search begins at u = 0. Write the equation in a form that is finite there, or for another unknown: "
                 "with u = exp(w), log u is w."
@@ -96,7 +96,7 @@ class GridEquation:
         values = [interpolant.on(middle, index) for index in self.indices]
         try:
             coefficients, _ = centres.linearise(values)
-        except ValueError:
+        except LinearisationError:
             return math.inf
         residual = centres.rhs - centres.evaluate(values)
         terms = [centres.rhs, *(c * value for c, value in zip(coefficients.values(), values, strict=True))]

@@ -22,6 +22,7 @@ from mercer.kernels import Kernel
 from mercer.linalg.cholesky import NotPositiveDefiniteError, Solution
 from mercer.linalg.kronecker import kron_logdet, kron_matvec
 from mercer.pde.axes import NUGGET, factor, node_gram
+from mercer.pde.equation import LinearisationError
 from mercer.pde.grid_equation import GridEquation, Index
 from mercer.pde.sides import Elimination
 
@@ -163,7 +164,7 @@ class Projection:
                 near = best["white"], best["precisions"]
                 solution = self.solve(LEARN[0], near[0], loosest=LEARN[1], precisions=near[1], deadline=deadline)
                 J, gradient = self.objective(solution)
-            except NotPositiveDefiniteError:
+            except (NotPositiveDefiniteError, LinearisationError):
                 return np.inf, np.zeros_like(theta)
             if solution.status == "seconds":
                 raise TimeoutError

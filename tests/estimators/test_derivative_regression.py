@@ -134,6 +134,13 @@ def test_slopes_alone_give_the_function_up_to_a_constant():
     assert np.ptp(error) < 0.05 * np.ptp(f(inside))
 
 
+def test_a_mixture_starts_from_the_waves_of_slopes_where_there_are_no_values():
+    X = np.linspace(0, 3, 80)[:, None]
+    slopes = 2 * np.pi * 4.3 * np.cos(2 * np.pi * 4.3 * X[:, 0])
+    model = GPRegressor(GaussianMixture(2), optimizer=None).fit(X, slopes, derivative=np.ones(80, dtype=int))
+    assert np.abs(model.kernel_.frequency.detach().numpy() - 4.3).min() < 0.01
+
+
 def test_slopes_make_predictions_better_and_hyperparameters_are_learned_from_them():
     few = X[:12]
     both, values = np.concatenate([few, few, few]), np.concatenate([f(few), slope(few, 0), slope(few, 1)])

@@ -289,8 +289,11 @@ class BaseGP(NestedKernelParams, LatentPredictions, LogEvidence, PartialFit, Cal
         """Return the prior in model units, and what was added to the user's kernel."""
         names = getattr(self, "feature_names_in_", None)
         kernel, notes = prepare(get_kernel("matern52" if self.kernel is None else self.kernel), rows.X.shape[1], names)
-        X, y = torch.as_tensor(rows.X), torch.as_tensor(np.asarray(rows.values, dtype=np.float64))
-        notes += start_from_data(kernel, X, y, amplitudes=self._standardize_y)
+        # slopes have the waves of the function, if there are no values to look at, but other amplitudes
+        slopes = rows.orders is not None and bool(rows.orders.any(axis=1).all())
+        seen = np.asarray(rows.y if slopes else rows.values, dtype=np.float64)
+        X, y = torch.as_tensor(rows.X), torch.as_tensor(seen)
+        notes += start_from_data(kernel, X, y, amplitudes=self._standardize_y and not slopes)
         notes += to_model_units(kernel, torch.as_tensor(units.x_scale), units.output_scale)
         if np.size(units.y_scale) > 1:
             notes.append("with several outputs, variances are in units of the variance of each output")

@@ -18,7 +18,6 @@ from mercer.kernels import Kernel, hyperparameters
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.pde.equation import LinearisationError
 from mercer.pde.rows import Posterior, Rows
-from mercer.pde.unknowns import Coefficient as Coefficient
 from mercer.pde.unknowns import Unknown
 
 _FAR = 1e3  # nats by which a point that cannot be evaluated is worse than the first

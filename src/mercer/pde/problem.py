@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mercer.kernels import Kernel
 from mercer.kernels.functionals import Term, functional_diag
-from mercer.pde.conditions import Condition, Periodic, Robin, field_number
-from mercer.pde.equation import PDE
+from mercer.pde.conditions import Condition, NormalDerivative, Periodic, Robin, field_number
+from mercer.pde.equation import PDE, LinearisationError
 from mercer.pde.rows import Posterior, Rows, amplitude, derivative
 from mercer.pde.unknowns import first_noise
 
@@ -187,7 +187,10 @@ class Problem:
         """
         X, pde = self.shifted[:: max(1, len(self.shifted) // _SURPRISED)], self.pde
         values = [posterior.mean(derivative(X, index, field)) for field, index in pde.requests]
-        found = [Rows(L, target) for L, target in pde.linearise(X, values, coefficients)]
+        try:
+            found = [Rows(L, target) for L, target in pde.linearise(X, values, coefficients)]
+        except LinearisationError:
+            return 1.0
         worst = 0.0
         for part in [*found, *self._checks]:
             mean, variance = posterior.marginals(part.functional)
@@ -221,7 +224,7 @@ class Problem:
 
 def _name(condition: Condition) -> str:
     """Return what a condition is called in a message."""
-    if isinstance(condition, Robin):
+    if isinstance(condition, (Robin, NormalDerivative)):
         return f"{type(condition).__name__}({condition.where!r})"
     return f"Periodic({condition.axis!r})" if isinstance(condition, Periodic) else f"Initial(order={condition.order})"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mercer.kernels import Kernel
 from mercer.pde.conditions import Condition
 from mercer.pde.equation import PDE
-from mercer.pde.evidence import Coefficient
+from mercer.pde.gauss_newton import STALLED, STOPPED
 from mercer.pde.grid_posterior import grid_posterior, is_separable
 from mercer.pde.inverse import invert
 from mercer.pde.judge import describe
@@ -25,6 +25,7 @@ from mercer.pde.problem import Problem, Sensors
 from mercer.pde.report import Report
 from mercer.pde.rows import Posterior, derivative
 from mercer.pde.spectrum import Lines, forcing_lines, homogeneous_lines, solution_lines
+from mercer.pde.unknowns import Coefficient
 
 METHODS = ("auto", "features", "dense", "grid", "sylvester")
 KERNELS = {"gm": "gaussian", "stm": "student"}
@@ -126,7 +127,7 @@ def solve(
             def make_lines(c: Mapping[str, Tensor] | None) -> Lines:
                 return choose_lines(pde, conditions, counts, c)[1]
 
-            trial, coefficients = invert(solver, make_lines, given)
+            trial, coefficients = invert(solver, make_lines, given, spectrum or "gaussian")
         else:
             trial = _forward(solver, forced, lines, spectrum, given, optimizer)
             if n_collocation is None and given is None and report.method == "features":
@@ -137,7 +138,7 @@ def solve(
     describe(report, trial, problem)
     for name, found in coefficients.items():
         if not found.identified:
-            report.warn(f"{name} is {found}: observe more, or elsewhere.")
+            report.warn(f"{name} is {found}{'' if found.note else ': observe more, or elsewhere'}.")
     report.seconds = time.perf_counter() - began
     return Solved(trial.posterior, trial.kernels, coefficients, lines, report, problem)
 
@@ -256,7 +257,8 @@ def _forward(
 def _refined(trial: Trial, solver: Solver, report: Report, again: Callable[[], Trial]) -> Trial:
     """Take more nodes as long as a solution is not resolved: a front is no wave, and needs more than its data do."""
     old = solver.problem
-    while trial.check.worst > _RESOLVED and solver.problem.n_nodes < _MOST_REFINED.get(old.pde.domain.d, 0):
+    most = 0 if trial.status in (STALLED, STOPPED) else _MOST_REFINED.get(old.pde.domain.d, 0)
+    while trial.check.worst > _RESOLVED and solver.problem.n_nodes < most:
         counts = [_FINER * n for n in solver.problem.counts]
         solver.problem = Problem(old.pde, old.conditions, counts, old.sensors, old.device)
         trial.check = solver.problem.check(trial.posterior)

@@ -7,11 +7,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from sklearn.exceptions import NotFittedError
 
 from mercer import GPPDESolver, GPRegressor
 from mercer.display import ErrorDisplay, ResidualDisplay, SolutionDisplay, SpectrumDisplay
 from mercer.display._domain import domain_slice
+from mercer.display._style import INK
 from mercer.kernels import RBF, GaussianMixture
 from mercer.pde import PDE, Box, Dirichlet, Initial, Sensors
 from mercer.pde.report import Report
@@ -160,6 +162,7 @@ def test_sensors_are_drawn_where_they_are(advection):
     np.testing.assert_array_equal(points.get_array(), y)
     assert points.norm is mesh.norm and points.cmap is mesh.cmap
     assert [text.get_text() for text in plane.ax_.get_legend().get_texts()] == ["sensors"]
+    assert to_hex(plane.ax_.get_legend().legend_handles[0].get_facecolor()[0]) == INK
     line = SolutionDisplay.from_estimator(
         advection, observations=(X, y), window={"t": 0.3}, resolution=5, kind="solution"
     )

@@ -194,7 +194,7 @@ class SolutionDisplay:
                 style = {"s": 22, "edgecolors": "white", "linewidths": 0.9, "label": "sensors"}
                 ax.scatter(*self.X.T, c=self.y, norm=mesh.norm, cmap=mesh.cmap, **style)
                 legend = ax.legend(frameon=False, fontsize="small", loc="lower right", bbox_to_anchor=(1.0, 1.0))
-                legend.legend_handles[0].set(facecolor=INK)
+                legend.legend_handles[0].set(array=None, facecolor=INK)  # no one reading's colour
             return
         (x,) = self.axes
         if self.std is not None:

@@ -30,7 +30,8 @@ PRECISE = 1e-8  # residual that a precision tolerates, beside the rms of f
 LEARN = (1e-6, 1e-2)  # the same while kernels are learned, at most and at least precise
 _NOTHING = 1e-16  # of a mean square beside that of the prior
 _SETTLED = 1e-9  # relative step of Gauss–Newton
-_SLOWEST = 0.95
+_SLOWEST = 0.95  # part by which steps of precisions shrink that is extrapolated
+_FLAT = 1e-4  # relative gain of J at which kernels are learned
 _STEADY, _PROFILES = 1e-3, 20  # log precisions that no longer move, and times that they are set anew
 
 
@@ -174,7 +175,8 @@ class Projection:
             return -J, -gradient
 
         with suppress(TimeoutError):
-            minimize(loss, first, jac=True, method="L-BFGS-B", bounds=self.theta.bounds, options={"maxiter": max_iter})
+            options = {"maxiter": max_iter, "ftol": _FLAT}
+            minimize(loss, first, jac=True, method="L-BFGS-B", bounds=self.theta.bounds, options=options)
         self.theta.write(best["theta"])
         return trace
 

@@ -310,6 +310,12 @@ def test_nodes_follow_the_frequencies():
     assert high.n_nodes == (1024,) and high.points_per_wavelength >= 4
 
 
+def test_two_nodes_are_refused():
+    pde = PDE(lambda p, v, d, c: d("xx"), Box(x=(0, 1)), rhs=lambda x: x)
+    with pytest.raises(ValueError, match="n_collocation must be at least 4"):
+        solve(pde, [Dirichlet("boundary")], n_collocation=2)
+
+
 def test_too_few_nodes_are_refused_and_few_are_warned_of():
     with pytest.raises(UnderresolvedError, match="Raise n_collocation"):
         wave(16.0, 30)

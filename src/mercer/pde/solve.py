@@ -31,6 +31,7 @@ METHODS = ("auto", "features", "dense", "grid", "sylvester")
 KERNELS = {"gm": "gaussian", "stm": "student"}
 _FIRST_NODES, _MOST_NODES = {1: 256, 2: 64, 3: 16}, {1: 8192, 2: 1024, 3: 96}
 _FINER, _MOST_REFINED = 4, {1: 2048}  # nodes, where those that the data's waves need do not resolve the solution
+_FEWEST_NODES = 4  # in which frequencies can be found
 _FEWEST_POINTS, _FEW_POINTS = 2.1, 4.0  # per wavelength
 _FAINT = 1e-3  # of the strongest line: fainter ones do not count as the shortest wavelength
 _RESOLVED = 1e-6  # check that leaves nothing to be asked of boundary data
@@ -182,6 +183,8 @@ def resolve_nodes(
     """Return the nodes along each axis and the lines found on them; nodes double where waves are near Nyquist's."""
     d = min(pde.domain.d, 3)
     counts = pde.domain.counts(_FIRST_NODES[d] if n_collocation is None else n_collocation)
+    if min(counts) < _FEWEST_NODES:
+        raise ValueError(f"n_collocation must be at least {_FEWEST_NODES} along each axis, got {counts}.")
     while True:
         forced, lines = choose_lines(pde, conditions, counts, None)
         per_axis = _per_axis(lines, pde.domain.lengths, counts)

@@ -14,7 +14,7 @@ from mercer.pde.inverse import TOLERANCE, invert
 from mercer.pde.priors import Solver
 from mercer.pde.problem import Problem
 from mercer.pde.rows import derivative
-from mercer.pde.solve import choose_lines
+from mercer.pde.solve import choose_lines, solve
 from mercer.pde.unknowns import Coefficient
 
 D = torch.float64
@@ -280,10 +280,46 @@ def test_what_is_not_identified_does_not_spoil_the_solution():
     assert not found["kappa"].identified and "not identified" in str(found["kappa"])
     mean, variance = trial.posterior.marginals(derivative(box.nodes(20), (0, 0)))
     error = (mean - box.nodes(20)[:, 0]).abs()
-    assert error.max() < 1e-4 and (error <= 2 * variance.sqrt() + 1e-12).double().mean() > 0.9
+    assert error.max() < 1e-3 and (error <= 2 * variance.sqrt() + 1e-12).double().mean() > 0.9
 
 
 def test_coefficients_say_why_they_are_not_identified():
     assert str(Coefficient(2.0, 0.5, True, (3.0, 4.0))) == "2 ± 0.5"
     assert "falls by 0.5 and 4 nats" in str(Coefficient(2.0, 0.5, False, (0.5, 4.0)))
     assert str(Coefficient(2.0, 0.5, False, (0.5, 4.0), "because")) == "because"
+
+
+def test_readings_with_much_noise_do_not_bend_a_prior_that_meets_the_equation():
+    def heat(x, t):
+        return torch.exp(-0.05 * math.pi**2 * t) * torch.sin(math.pi * x)
+
+    plane = Box(x=(0, 1), t=(0, 1))
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(30, 2, generator=generator, dtype=D)
+    y = heat(*X.unbind(1)) + 0.05 * torch.randn(30, generator=generator, dtype=D)
+    pde = PDE(lambda p, v, d, c: d("t") - 0.05 * d("xx"), plane)
+    conditions = [Initial(lambda x: torch.sin(math.pi * x)), Dirichlet("x=0"), Dirichlet("x=1")]
+    solved = solve(pde, conditions, [Sensors(X, y, 0.05)], n_collocation=16)
+    at = plane.scattered(500, 0.3)
+    mean, variance = solved.posterior.marginals(derivative(at, (0, 0)))
+    error = (mean - heat(*at.unbind(1))).abs()
+    assert solved.report.residual < 1e-3 and not solved.report.warnings
+    assert error.max() < 1e-3 and (error < 2 * variance.sqrt()).double().mean() >= 0.95
+
+
+def test_what_a_prior_cannot_meet_is_no_knowledge():
+    """A kink of f between two lengthscales: the equation's tolerance is what the best prior leaves of it."""
+
+    def truth(x):
+        return (x - 0.5).clamp_min(0.0).square() / 2 - x / 8
+
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(10, 1, generator=generator, dtype=D)
+    y = truth(X[:, 0]) + 1e-2 * torch.randn(10, generator=generator, dtype=D)
+    pde = PDE(lambda p, v, d, c: d("xx"), LINE, rhs=lambda x: (x > 0.5).double())
+    with pytest.warns(UserWarning, match="equation is met to"):
+        solved = solve(pde, [Dirichlet("boundary")], [Sensors(X, y, 1e-2)], n_collocation=60)
+    x = LINE.nodes(100)
+    mean, variance = solved.posterior.marginals(derivative(x, (0,)))
+    assert solved.report.nugget > 1e-6
+    assert ((mean - truth(x[:, 0])).abs() < 2 * variance.sqrt() + 1e-12).double().mean() >= 0.95

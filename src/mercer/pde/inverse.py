@@ -28,7 +28,7 @@ from mercer.pde.rows import Posterior, Rows
 from mercer.pde.spectrum import Lines, mixture
 from mercer.pde.unknowns import Coefficient, first_noise
 
-TOLERANCE = 1e-10  # relative variance of the equation's residual
+TOLERANCE = 1e-10  # least relative variance of the equation's residual
 _RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _MOST_NODES = 600
 _RESOLVED = 1e-5  # check at which equation and conditions are met as well as the tolerance asks
@@ -36,6 +36,8 @@ _LOOKS = 4  # at the spectrum, which depends on the coefficients, and at the qua
 _SHORTER = 0.8
 _MOVED = 0.1  # relative change of a coefficient after which the spectrum is looked at again
 _MOST_AT_ONCE = 800  # features of a prior whose evidence is climbed
+
+_UNMET, _WORTH = 10.0, 5.0  # tolerances that an equation may be missed by, and nats for which it may
 
 MakeLines = Callable[[Mapping[str, Tensor] | None], Lines]
 
@@ -58,13 +60,18 @@ def invert(
     pde = solver.problem.pde
     coefficients = pde.initial_coefficients()
     chosen = None if kernels is None else with_amplitudes(solver.problem, kernels)
-    if pde.unknowns and not solver.problem.sensors and not _overdetermined(solver.problem):
+    overdetermined = _overdetermined(solver.problem)
+    if pde.unknowns and not solver.problem.sensors and not overdetermined:
         return _unobserved(solver, make_lines, chosen, spectrum)
     best: _Fit | None = None
+    tolerance = TOLERANCE if solver.nugget is None else solver.nugget
     for _ in range(_LOOKS):
         if chosen is None:
-            chosen = _resolved(solver, make_lines(coefficients), coefficients, spectrum)
-        fit = _Fit(solver, chosen)
+            chosen, left = _resolved(solver, make_lines(coefficients), coefficients, spectrum)
+            # what features cannot meet is no knowledge; rougher priors meet it at nodes, and know of the rest
+            if solver.nugget is None and solver.method == "features" and not overdetermined:
+                tolerance = max(TOLERANCE, min(left, 1.0) ** 2)
+        fit = _Fit(solver, chosen, tolerance)
         fit.search_from(best)
         best = fit
         learned = fit.maximum.coefficients
@@ -74,15 +81,13 @@ def invert(
         # lengthscales that have shrunk need more quadrature nodes, other coefficients another spectrum
         chosen = fit.kernels if near or kernels is not None else None
         coefficients = learned
+        if chosen is not None and fit.features is not None and _size(solver, chosen) > max(fit.size, _MOST_AT_ONCE):
+            break
     assert best is not None
     posterior: Posterior = best.maximum.posterior
     found: dict[str, Coefficient] = {}
-
-    def met(maximum: Maximum) -> float:
-        return solver.problem.check(maximum.posterior, maximum.coefficients).worst
-
     if pde.unknowns:
-        best.maximum, found, covariance = describe(best.evidence, best.maximum, met)
+        best.maximum, found, covariance = describe(best.evidence, best.maximum, best.met)
         posterior = Marginalised(best.maximum.posterior, sigma_points(best.evidence, best.maximum, covariance))
     solver.coefficients = best.maximum.coefficients or None
     check = solver.problem.check(posterior, solver.coefficients)
@@ -122,17 +127,23 @@ def _overdetermined(problem: Problem) -> bool:
     return any(n > most for n, most in zip(given, order, strict=True))
 
 
-def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor], spectrum: str) -> list[Kernel]:
-    """Return the longest lengthscales with which equation and conditions alone can be met, or the best there are."""
+def _size(solver: Solver, kernels: list[Kernel]) -> int:
+    features = solver.features(kernels)
+    return 0 if features is None else features.size
+
+
+def _resolved(
+    solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor], spectrum: str
+) -> tuple[list[Kernel], float]:
+    """Return the longest lengthscales that meet equation and conditions alone, or the best there are; and how well."""
     problem, best, smallest, spare = solver.problem, None, math.inf, None
     exact = Problem(problem.pde, problem.conditions, problem.counts, (), problem.device)
-    trial_solver = Solver(exact, solver.method, TOLERANCE if solver.nugget is None else solver.nugget, solver.max_steps)
-    trial_solver.tell = solver.tell
+    nugget = TOLERANCE if solver.nugget is None else solver.nugget
+    trial_solver = Solver(exact, solver.method, nugget, solver.max_steps, solver.tell)
     trial_solver.coefficients = coefficients
     for ratio in _RATIOS[1:] if problem.pde.domain.d == 1 else _RATIOS:
         kernels = _mixtures(solver, lines, ratio, spectrum)
-        features = solver.features(kernels)
-        if best is not None and features is not None and features.size > _MOST_AT_ONCE:
+        if best is not None and _size(solver, kernels) > _MOST_AT_ONCE:
             break
         try:
             found = trial_solver.solve(kernels).check.worst
@@ -148,19 +159,19 @@ def _resolved(solver: Solver, lines: Lines, coefficients: Mapping[str, Tensor], 
     chosen = best or spare
     if chosen is None:
         raise ValueError("no prior was found that the equation's rows can be conditioned on; take fewer nodes.")
-    return chosen
+    return chosen, smallest if best is not None else 0.0
 
 
 class _Fit:
     """The evidence of one prior, with rows that follow the coefficients."""
 
-    def __init__(self, solver: Solver, kernels: list[Kernel]):
+    def __init__(self, solver: Solver, kernels: list[Kernel], tolerance: float):
         self.solver, self.kernels = solver, kernels
         self.features = solver.features(kernels)
         self.size = 0 if self.features is None else self.features.size
         self.held: Tensor | None = None
         self.n_steps = 1
-        self._tolerance = TOLERANCE if solver.nugget is None else solver.nugget
+        self._tolerance = tolerance
         self._reference = [deepcopy(kernel) for kernel in kernels]
         self._begun = [kernel.lengthscale.detach().clone() for kernel in kernels if isinstance(kernel, MixtureKernel)]
         self._values: tuple[Tensor, ...] | None = None
@@ -188,6 +199,17 @@ class _Fit:
         elif pde.unknowns:
             start = scan(self.evidence, start)
         self.maximum: Maximum = self.evidence.maximise(start)
+        if self.met() > _UNMET * math.sqrt(self._tolerance):
+            # readings that a prior explains a little better are not worth an equation that it can no longer meet
+            kept = self.evidence.maximise(start, fixed=range(search.first_unknown))
+            if self.maximum.value - kept.value < _WORTH:
+                self.maximum = kept
+            self.evidence.posterior(self.maximum.theta)  # leaves the kernels there
+
+    def met(self, maximum: Maximum | None = None) -> float:
+        """Return how well equation and conditions are met, by the maximum of this fit by default."""
+        at = self.maximum if maximum is None else maximum
+        return self.solver.problem.check(at.posterior, at.coefficients).worst
 
     def shortened(self) -> bool:
         """Say whether lengthscales have shrunk so far that their quadrature is not to be trusted."""

@@ -110,6 +110,9 @@ def test_replicates_do_not_raise_the_highest_frequency():
     x = grid(0, 1, 50).repeat_interleave(5)  # 91 cycles look like 7 at these places
     frequency, _ = find_frequencies(x, sine(x, 7, 0.1))
     assert frequency.tolist() == pytest.approx([7], abs=4 * sd_of_frequency(250, 0.1))
+    near = torch.cat([x, x + 1e-13, x + 1e-7])
+    frequency, _ = find_frequencies(near, sine(near, 7, 0.1))
+    assert frequency.tolist() == pytest.approx([7], abs=4 * sd_of_frequency(750, 0.1))
     scattered = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=D).repeat(6)
     frequency, _ = find_frequencies(scattered, sine(scattered, 7, 0.1))
     assert frequency.tolist() == pytest.approx([7], abs=4 * sd_of_frequency(240, 0.1))

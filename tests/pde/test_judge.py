@@ -113,15 +113,70 @@ def u(x):
 FORCED = PDE(lambda p, v, d, c: d("xx"), LINE, rhs=torch.func.vmap(torch.func.grad(torch.func.grad(u))))
 
 
-@pytest.mark.parametrize(("shift", "noise", "warned"), [(1.0, 1e-3, True), (0.0, 1e-3, False), (0.0, None, False)])
-def test_sensors_that_contradict_the_equation_are_warned_of(shift, noise, warned):
+def readings(n, shift, noise):
     generator = torch.Generator().manual_seed(0)
-    X = torch.rand(20, 1, generator=generator, dtype=D)
-    y = u(X[:, 0]) + shift + 1e-3 * torch.randn(20, generator=generator, dtype=D)
-    found, said = solved(FORCED, [Dirichlet("boundary", u)], [Sensors(X, y, noise)], n_collocation=64)
-    assert ("contradict" in said) == warned
+    X = torch.rand(n, 1, generator=generator, dtype=D)
+    return X, u(X[:, 0]) + shift + noise * torch.randn(n, generator=generator, dtype=D)
+
+
+@pytest.mark.parametrize(("shift", "noise"), [(1.0, 1e-3), (0.0, 1e-3), (0.0, None)])
+def test_sensors_that_contradict_the_equation_are_warned_of(shift, noise):
+    sensors = [Sensors(*readings(20, shift, 1e-3), noise)]
+    found, said = solved(FORCED, [Dirichlet("boundary", u)], sensors, n_collocation=64)
+    assert ("observations contradict them" in said) == bool(shift) and bool(said) == bool(shift)
     if noise is None:  # the sd of a sample's sd is 1/√(2n) of it
         assert found.report.noise == pytest.approx(1e-3, rel=4 / math.sqrt(40)) and "learned" in str(found.report)
+
+
+def test_each_of_several_sensors_is_judged_by_itself():
+    good, bad = Sensors(*readings(200, 0.0, 1e-3), 1e-3), Sensors(*readings(1, 1e-2, 0.0), 1e-3)
+    found, said = solved(FORCED, [Dirichlet("boundary", u)], [good, bad], n_collocation=64)
+    assert found.report.residual < 1e-3
+    assert "1 observation(s) of u are 10 standard deviations" in said and "200 obs" not in said
+
+
+def test_systems_count_the_conditions_of_all_fields_together():
+    """u′ = v, v′ = f needs two conditions, both of them on u."""
+    pde = PDE(
+        lambda p, w, d, c: (d("x", "u") - w.v, d("x", "v")),
+        LINE,
+        rhs=(0.0, lambda x: torch.sin(3 * x)),
+        fields=("u", "v"),
+    )
+    _, said = solved(pde, [Dirichlet("boundary", field="u")], n_collocation=64)
+    assert not said
+
+
+def test_equations_that_need_no_condition_are_not_warned_of():
+    """x u′ + u = 2x has one solution that is smooth at 0."""
+    pde = PDE(lambda p, v, d, c: p.x * d("x") + v, LINE, rhs=lambda x: 2 * x)
+    found, said = solved(pde, [], n_collocation=64)
+    assert not said and abs(at(found, 0.7)[0] - 0.7) < 1e-6
+    radial = PDE(lambda p, v, d, c: d("xx") + d("x") / p.x, LINE, rhs=4.0)
+    found, said = solved(radial, [Dirichlet("x=1", 1.0)], n_collocation=64)
+    assert not said and abs(at(found, 0.7)[0] - 0.49) < 1e-6
+
+
+def test_few_features_do_not_hide_that_a_condition_lacks():
+    heat = PDE(lambda p, v, d, c: d("t") - d("xx"), PLANE)
+    _, said = solved(heat, [Initial(0.0), Dirichlet("x=0")], n_collocation=12)
+    assert "x (1 of 2)" in said
+
+
+def test_the_tail_of_a_pulse_is_judged_by_the_pulse():
+    def pulse(x):
+        return torch.exp(-50 * (x - 0.5).square())
+
+    pde = PDE(lambda p, v, d, c: d("xx"), LINE, rhs=lambda x: 100 * (100 * (x - 0.5).square() - 1) * pulse(x))
+    _, said = solved(pde, [Dirichlet("boundary", pulse)], n_collocation=60, method="sylvester")
+    assert not said
+
+
+@pytest.mark.parametrize("method", ["grid", "sylvester"])
+def test_grids_warn_of_a_free_constant(method):
+    pde = PDE(lambda p, v, d, c: d("xx"), LINE, rhs=lambda x: torch.cos(PI * x))
+    _, said = solved(pde, [Neumann("boundary")], n_collocation=40, method=method)
+    assert "leave a constant open" in said
 
 
 def test_steps_that_do_not_converge_are_warned_of():
@@ -169,6 +224,13 @@ def test_a_layer_that_the_data_do_not_show_gets_more_nodes():
     assert (at(found, x)[0] - x + torch.exp((x - 1) / eps)).abs().max() < 1e-6
     fixed, _ = solved(pde, [Dirichlet("boundary")], n_collocation=100)
     assert fixed.report.n_nodes == (100,)
+
+
+def test_the_report_has_the_nodes_of_the_solution_that_was_kept():
+    rough = PDE(lambda p, v, d, c: d("xx"), LINE, rhs=lambda x: (x - 0.3).abs().sqrt())
+    found, _ = solved(rough, [Dirichlet("boundary")])
+    # two conditions beside the nodes, of which there may be more than rows
+    assert found.report.n_rows - 2 <= found.report.n_nodes[0] == found.problem.counts[0]
 
 
 def test_the_report_is_json_and_reads_well():

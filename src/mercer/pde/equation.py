@@ -6,6 +6,7 @@ linearisation is a Functional with coefficients by forward-mode differentiation.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -77,6 +78,13 @@ class PDE:
         unknowns: Mapping[str, Unknown] | None = None,
         fields: Sequence[str] = ("u",),
     ):
+        try:
+            inspect.signature(residual).bind(None, None, None, None)
+        except TypeError:
+            raise TypeError(
+                f"the residual is a function of points, functions, derivatives and coefficients, (p, u, d, c); got one "
+                f"that takes {inspect.signature(residual)}."
+            ) from None
         self.residual = residual
         self.domain = domain
         self.rhs = rhs

@@ -50,7 +50,8 @@ class FeaturePosterior:
     -----
     O(n m²) time and O(m²) memory. Rows [Φ/√R, y/√R] and [I, 0] are reduced to [R̃, z; 0, ρ]: the weights' mean is R̃⁻¹z,
     their covariance (R̃ᵀR̃)⁻¹, yᵀ(G + R)⁻¹y = ρ², and |G + R| = |R| |R̃|². Exact rows have no share of the nugget's
-    noise, so that ρ² is shared out among the m − tr (R̃ᵀR̃)⁻¹ weights that they determine, and not among n rows.
+    noise, so that ρ² is shared out among the m − tr (R̃ᵀR̃)⁻¹ weights that they determine. Dividing by the number of
+    rows, as is common, makes variances smaller with every row that says nothing new.
     """
 
     @torch.no_grad()

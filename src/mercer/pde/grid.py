@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -236,6 +236,8 @@ def _solved(
         if done.stats["capped"] or _late(deadline):
             break
     assert best is not None
+    if elimination.free and (0,) * len(axes) not in equation.indices and best.status == "ok":
+        best = replace(best, status="nearly singular")  # the prior has chosen the constant
     return best
 
 

@@ -21,6 +21,7 @@ from mercer.pde.rows import Rows
 from mercer.pde.sides import condition_sides
 from mercer.pde.sylvester import separate, solve_sylvester
 
+SINGULAR = "nearly singular"
 COMPAT_OPTIONS = ("max_iter", "seconds", "frequency_scale", "n_components", "change_point", "boundary_weight")
 
 
@@ -113,7 +114,7 @@ def grid_posterior(
         notes = [f"solved by {found.report['method']}."]
         if found.report.get("capped"):
             notes.append("the precision of the equation is at its cap: without one it would grow without limit.")
-        posterior = GridPosterior(method, found.interpolant, found.values.numel(), notes + _open(found.status))
+        posterior = GridPosterior(method, found.interpolant, found.values.numel(), notes)
         return posterior, _ended(pde, found.status), len(found.trace)
     equation = GridEquation(pde, pde.domain.axes(problem.counts, problem.device))
     if kernels is None:
@@ -126,18 +127,9 @@ def grid_posterior(
     J, base = pde.jacobian(X, [torch.zeros_like(X[:, 0]) for _ in pde.requests])
     coefficients = {index: j[0].reshape(problem.counts) for (_, index), j in zip(pde.requests, J, strict=True)}
     done = solve_sylvester(axes, coefficients, (pde.target(X) - base)[0].reshape(problem.counts), sides)
-    return GridPosterior(method, done.stats["interpolant"], len(X), _open(done.status)), _ended(pde, done.status), 1
+    return GridPosterior(method, done.stats["interpolant"], len(X)), _ended(pde, done.status), 1
 
 
 def _ended(pde: PDE, status: str) -> str:
     """Return how a solution ended in the words of the other methods."""
     return ("linear" if pde.linear else "converged") if status == "ok" else status
-
-
-def _open(status: str) -> list[str]:
-    if status != "nearly singular":
-        return []
-    return [
-        "equation and conditions leave a constant open, or nearly so, as slopes on all sides do: values may be far off "
-        "by one. Add a Dirichlet condition."
-    ]

@@ -16,7 +16,6 @@ from torch import Tensor
 from mercer.kernels import Kernel, MixtureKernel, functional_diag
 from mercer.linalg.cholesky import NotPositiveDefiniteError
 from mercer.pde.amplitudes import PER_FACE, data_size, data_sizes, with_amplitudes
-from mercer.pde.conditions import Periodic
 from mercer.pde.equation import LinearisationError
 from mercer.pde.evidence import Evidence, Maximum, Search
 from mercer.pde.gauss_newton import equation_rows, gauss_newton, node_values
@@ -45,7 +44,10 @@ MakeLines = Callable[[Mapping[str, Tensor] | None], Lines]
 def invert(
     solver: Solver, make_lines: MakeLines, kernels: list[Kernel] | None = None, spectrum: str = "gaussian"
 ) -> tuple[Trial, dict[str, Coefficient]]:
-    """Return the posterior at the largest evidence, and what was learned of the coefficients.
+    """Return the posterior at the largest evidence under the last prior, and what was learned of the coefficients.
+
+    The equation's tolerance is no constant: features that cannot meet it to 1e-10 would take what they miss for
+    knowledge.
 
     Parameters
     ----------
@@ -65,11 +67,12 @@ def invert(
         return _unobserved(solver, make_lines, chosen, spectrum)
     best: _Fit | None = None
     tolerance = TOLERANCE if solver.nugget is None else solver.nugget
-    for _ in range(_LOOKS):
+    for look in range(_LOOKS):
         if chosen is None:
             chosen, left = _resolved(solver, make_lines(coefficients), coefficients, spectrum)
-            # what features cannot meet is no knowledge; rougher priors meet it at nodes, and know of the rest
-            if solver.nugget is None and solver.method == "features" and not overdetermined:
+            # what features cannot meet is no knowledge; rougher priors meet it at nodes, and know of the rest.
+            # All looks have one tolerance, so that their evidences are of the same equation
+            if look == 0 and solver.nugget is None and solver.method == "features" and not overdetermined:
                 tolerance = max(TOLERANCE, min(left, 1.0) ** 2)
         fit = _Fit(solver, chosen, tolerance)
         fit.search_from(best)
@@ -114,17 +117,8 @@ def _unobserved(
 
 
 def _overdetermined(problem: Problem) -> bool:
-    """Say whether some axis has more conditions than the equations have derivatives, all fields together."""
-    pde, given = problem.pde, [0] * problem.pde.domain.d
-    order = [
-        sum(max((index[j] for i, index in pde.requests if i == f), default=0) for f in range(len(pde.fields)))
-        for j in range(pde.domain.d)
-    ]
-    for condition in problem.conditions:
-        for j, n in enumerate(condition.per_axis(pde.domain)):
-            # a period says no more than that there are no ends
-            given[j] += min(n, order[j]) if isinstance(condition, Periodic) else n
-    return any(n > most for n, most in zip(given, order, strict=True))
+    """Say whether some axis has more conditions than the equations have derivatives."""
+    return any(given > order for given, order in problem.counts_of_conditions())
 
 
 def _size(solver: Solver, kernels: list[Kernel]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mercer.pde.gauss_newton import STALLED, STOPPED
+from mercer.pde.grid_posterior import SINGULAR
 from mercer.pde.priors import Trial
 from mercer.pde.problem import Problem
 from mercer.pde.report import Report
@@ -63,23 +64,29 @@ def _say_what_is_wrong(report: Report, trial: Trial, problem: Problem) -> None:
             "standard deviation is not to be trusted. Raise max_steps, or take a smaller domain or a shorter time; the "
             "equation may have no solution."
         )
-    n = sum(len(sensor.y) for sensor in sensors)
-    if n and (found := problem.contradiction(trial.posterior)) > 1 + _FAR * math.sqrt(2 / n):
-        report.warn(
-            f"observations are {math.sqrt(found):.3g} standard deviations of their noise away from the solution (root "
-            "mean square): they contradict the equation, or their noise is larger than said."
-        )
+    for sensor, misfit in zip(sensors, problem.misfits(trial.posterior), strict=True):
+        if misfit > 1 + _FAR * math.sqrt(2 / len(sensor.y)):
+            what = f"∂{sensor.derivative} {sensor.field}" if sensor.derivative else sensor.field
+            report.warn(
+                f"{len(sensor.y)} observation(s) of {what} are {math.sqrt(misfit):.3g} standard deviations of their "
+                "noise away from the solution (root mean square): they contradict it, or have more noise than is said."
+            )
 
 
 def _say_what_is_open(report: Report, trial: Trial, problem: Problem) -> None:
     """Warn where equation and conditions do not determine the solution."""
     guess = "the solution is the prior's guess there, and its standard deviation can be far too small. Add conditions"
+    if report.method in ("features", "dense"):
+        report.left_open = problem.left_open(trial.posterior, trial.kernels)
+    # a prior with few waves leaves nothing open that conditions do not reach, so that they are counted too
     if lacking := problem.lacking():
         report.warn(f"fewer conditions than the equation has derivatives along {', '.join(lacking)}: {guess}.")
-    elif report.method in ("features", "dense"):
-        report.left_open = problem.left_open(trial.posterior, trial.kernels)
-        if report.left_open > _OPEN:
-            report.warn(
-                f"equation and conditions leave {report.left_open:.1g} of the prior's variance of the solution, "
-                f"as where a constant or an eigenfunction is free or no condition reaches: {guess}."
-            )
+    elif report.left_open > _OPEN:
+        share = f"{report.left_open:.1g} of the prior's variance of the solution"
+        cause = "a constant or an eigenfunction is free, no condition reaches, or nodes are too few"
+        report.warn(f"equation and conditions leave {share} somewhere ({cause}): {guess}.")
+    if trial.status == SINGULAR:
+        report.warn(
+            "equation and conditions leave a constant open, or nearly so: values may be far off by one. Add a "
+            "Dirichlet condition."
+        )

@@ -23,7 +23,8 @@ from mercer.pde.unknowns import first_noise
 _CHECKED = 2000  # shifted nodes at most
 _CHECKED_ON_FACE = 200
 _SURPRISED = 300
-_ROUNDING = 1e-9  # of the size of u: smaller targets are zero
+_LOOKED_AT = 33  # nodes along each axis, the middle and both ends among them
+_TAIL = 1e-3  # of the size of u: what smaller targets are judged by
 _OFFSET = 0.123  # of shifted points that are scattered
 
 
@@ -131,20 +132,39 @@ class Problem:
             shares.append(float((posterior.marginals(L)[1] / prior).max()))
         return max(shares) / amplitude(posterior)
 
-    def lacking(self) -> list[str]:
-        """Return the axes, with their fields, that have fewer conditions than the equation has derivatives."""
+    def counts_of_conditions(self) -> list[tuple[int, int]]:
+        """Return, for each axis, how many conditions there are and how many derivatives, all fields together."""
         pde, found = self.pde, []
-        for field, name in enumerate(pde.fields):
-            given = [0] * pde.domain.d
+        for j in range(pde.domain.d):
+            orders = [max((i[j] for f, i in pde.requests if f == field), default=0) for field in range(len(pde.fields))]
+            given = 0
             for condition in self.conditions:
-                if field_number(condition.field, pde.fields) == field:
-                    given = [a + b for a, b in zip(given, condition.per_axis(pde.domain), strict=True)]
-            for j, axis in enumerate(pde.domain.names):
-                order = max((index[j] for where, index in pde.requests if where == field), default=0)
-                if given[j] < order:
-                    of_field = f" of {name}" if len(pde.fields) > 1 else ""
-                    found.append(f"{axis}{of_field} ({given[j]} of {order})")
+                n = condition.per_axis(pde.domain)[j]
+                # a period says no more than that there are no ends
+                given += min(n, sum(orders)) if isinstance(condition, Periodic) else n
+            found.append((given, sum(orders)))
         return found
+
+    def lacking(self) -> list[str]:
+        """Return the axes that have fewer conditions than the equation has derivatives.
+
+        Those along which the leading coefficient vanishes are left out: to be smooth there is a condition too.
+        """
+        pairs = zip(self.pde.domain.names, self.counts_of_conditions(), strict=True)
+        found = [(j, axis, given, order) for j, (axis, (given, order)) in enumerate(pairs) if given < order]
+        return [f"{axis} ({given} of {order})" for j, axis, given, order in found if not self._degenerate(j)]
+
+    def _degenerate(self, j: int) -> bool:
+        """Say whether the highest derivative along axis j of a linear equation has a zero weight beside the others'."""
+        if not self.pde.linear:
+            return False
+        X, order = self.pde.domain.nodes(_LOOKED_AT, self.device), self.pde.order[j]
+        J, _ = self.pde.jacobian(X, [torch.zeros_like(X[:, 0]) for _ in self.pde.requests])
+        size = torch.stack(J).detach().abs().sum(0)
+        if not bool(torch.isfinite(size).all()):  # 1/r at the centre of a disc
+            return True
+        leading = [slope.detach() / size for slope, (_, i) in zip(J, self.pde.requests, strict=True) if i[j] == order]
+        return any(bool((c.amin(1) * c.amax(1) <= 0).logical_and(c.any(1)).any()) for c in leading)
 
     def check(self, posterior: Posterior, coefficients: Mapping[str, Tensor] | None = None) -> Check:
         """Return the residual at shifted nodes and the error of conditions on shifted points of the faces."""
@@ -158,22 +178,21 @@ class Problem:
         )
         boundary, name = 0.0, ""
         for condition, part in zip(self.conditions, self._checks, strict=True):
-            size = _rms(part.target)
             natural = max(self._size(posterior, term) for term in part.functional)
-            if size <= _ROUNDING * natural:  # targets are zero
-                size = max(natural, 1e-300)
+            # the tail of a pulse is small, and need not be right to three digits
+            size = max(_rms(part.target), _TAIL * natural, 1e-300) if bool(part.target.any()) else max(natural, 1e-300)
             error = _rms(posterior.mean(part.functional) - part.target) / size
             if not error <= boundary:
                 boundary, name = error, _name(condition)
         return Check(residual, boundary, name)
 
-    def contradiction(self, posterior: Posterior) -> float:
-        """Return the mean square of what sensors read beside the solution, in units of their noise."""
-        squares = []
+    def misfits(self, posterior: Posterior) -> list[float]:
+        """Return the mean square of what each of the sensors reads beside the solution, in units of its noise."""
+        found = []
         for sensor, noise in zip(self.sensors, self.sensor_variance(posterior), strict=True):
             part = sensor.rows(self.pde)
-            squares.append((posterior.mean(part.functional) - part.target).square() / noise)
-        return float(torch.cat(squares).mean()) if squares else 0.0
+            found.append(float(((posterior.mean(part.functional) - part.target).square() / noise).mean()))
+        return found
 
     def sensor_variance(self, posterior: Posterior) -> list[Tensor]:
         """Return the variances of the noise of each sensor's readings; they are the last rows."""

@@ -30,7 +30,7 @@ from mercer.pde.unknowns import Coefficient
 METHODS = ("auto", "features", "dense", "grid", "sylvester")
 KERNELS = {"gm": "gaussian", "stm": "student"}
 _FIRST_NODES, _MOST_NODES = {1: 256, 2: 64, 3: 16}, {1: 8192, 2: 1024, 3: 96}
-_FINER, _MOST_REFINED = 4, {1: 2048}  # nodes, where those that the data's waves need do not resolve the solution
+_FINER, _COARSE = 4, {1: 2048}  # where the data's nodes do not resolve a solution: factor, and below how many
 _FEWEST_NODES = 4  # in which frequencies can be found
 _FEWEST_POINTS, _FEW_POINTS = 2.1, 4.0  # per wavelength
 _FAINT = 1e-3  # of the strongest line: fainter ones do not count as the shortest wavelength
@@ -133,8 +133,7 @@ def solve(
             trial = _forward(solver, forced, lines, spectrum, given, optimizer)
             if n_collocation is None and given is None and report.method == "features":
                 again = partial(_forward, solver, forced, lines, spectrum, None, optimizer)
-                trial = _refined(trial, solver, report, again)
-                problem = solver.problem
+                trial, problem = _refined(trial, solver, report, again)
             trial.posterior.surprise = max(1.0, problem.surprise(trial.posterior))
     describe(report, trial, problem)
     for name, found in coefficients.items():
@@ -257,18 +256,24 @@ def _forward(
     return best if optimizer is None else solver.improve(best)
 
 
-def _refined(trial: Trial, solver: Solver, report: Report, again: Callable[[], Trial]) -> Trial:
-    """Take more nodes as long as a solution is not resolved: a front is no wave, and needs more than its data do."""
-    old = solver.problem
-    most = 0 if trial.status in (STALLED, STOPPED) else _MOST_REFINED.get(old.pde.domain.d, 0)
+def _refined(trial: Trial, solver: Solver, report: Report, again: Callable[[], Trial]) -> tuple[Trial, Problem]:
+    """Take more nodes of a line as long as a solution is not resolved; return the best solution, and its nodes.
+
+    A front is no wave, and needs more than its data do. In a plane so many nodes would need more features than there
+    can be.
+    """
+    problem = old = solver.problem
+    most = 0 if trial.status in (STALLED, STOPPED) else _COARSE.get(old.pde.domain.d, 0)
     while trial.check.worst > _RESOLVED and solver.problem.n_nodes < most:
         counts = [_FINER * n for n in solver.problem.counts]
         solver.problem = Problem(old.pde, old.conditions, counts, old.sensors, old.device)
         trial.check = solver.problem.check(trial.posterior)
         finer = again()
-        trial = finer if finer.check.worst < trial.check.worst else trial
-        report.n_nodes, report.points_per_wavelength = solver.problem.counts, _FINER * report.points_per_wavelength
-    return trial
+        if finer.check.worst < trial.check.worst:
+            trial, problem = finer, solver.problem
+    report.points_per_wavelength *= problem.counts[0] / old.counts[0]
+    report.n_nodes = problem.counts
+    return trial, problem
 
 
 def _values_at(pde: PDE, counts: Sequence[int]) -> Any:

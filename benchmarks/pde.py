@@ -147,7 +147,7 @@ def main() -> None:
     names = [*(case.name for case in CASES), "inverse"]
     arguments.add_argument("--only", nargs="+", choices=names, default=names, help="by default all", metavar="NAME")
     arguments.add_argument("--grid-factor", type=float, default=20.0, help="how many times as long others may train")
-    arguments.add_argument("--limit", type=float, default=300.0, help="most seconds of such a training")
+    arguments.add_argument("--limit", type=float, default=600.0, help="most seconds of such a training")
     arguments.add_argument("--at-least", type=float, default=0.0, help="fewest seconds of it, whatever the limit")
     arguments.add_argument("--nodes", type=int, help="nodes along each axis in the place of the reference's")
     arguments.add_argument("--part", type=float, default=1.0, help="part of each axis that is left with --nodes")

@@ -324,3 +324,9 @@ def test_single_precision_is_refused():
     pde = PDE(lambda p, u, d, c: d("xx"), LINE)
     with pytest.raises(TypeError, match="float64 only"):
         pde.evaluate(torch.rand(3, 1), [torch.zeros(3)])
+
+
+@pytest.mark.parametrize("residual", [lambda p, u: u, "u"])
+def test_residuals_of_other_arguments_are_refused_in_words(residual):
+    with pytest.raises(TypeError, match=r"the residual .* \(p, u, d, c\)"):
+        PDE(residual, Box(x=(0, 1)))

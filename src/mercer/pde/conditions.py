@@ -6,6 +6,7 @@ the coordinates that are left on the face, in the order of the axes, as tensors 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -28,16 +29,16 @@ def field_number(field: str, fields: Sequence[str]) -> int:
     return list(fields).index(field)
 
 
-class _OnFace:
+class _OnFace(ABC):
     """Σ_k w_k ∂ᵏu/∂nᵏ = g on faces, n the outward normal."""
 
     where: str
     value: Value
     field: str
 
+    @abstractmethod
     def weights(self) -> dict[int, float]:
         """Return w_k for each order k."""
-        raise NotImplementedError
 
     def rows(
         self,

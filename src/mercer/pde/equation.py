@@ -6,7 +6,6 @@ linearisation is a Functional with coefficients by forward-mode differentiation.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from mercer.pde.domain import Box
 from mercer.pde.linearity import is_linear
 from mercer.pde.named import Fields, Named
 from mercer.pde.unknowns import Unknown
-from mercer.pde.values import Value, evaluate
+from mercer.pde.values import Value, check_takes, evaluate
 
 Request = tuple[int, tuple[int, ...]]  # field, order of the derivative in each column
 _PROBES = 8
@@ -78,13 +77,7 @@ class PDE:
         unknowns: Mapping[str, Unknown] | None = None,
         fields: Sequence[str] = ("u",),
     ):
-        try:
-            inspect.signature(residual).bind(None, None, None, None)
-        except TypeError:
-            raise TypeError(
-                f"the residual is a function of points, functions, derivatives and coefficients, (p, u, d, c); got one "
-                f"that takes {inspect.signature(residual)}."
-            ) from None
+        check_takes(residual, 4, "the residual", "points, functions, derivatives and coefficients, (p, u, d, c)")
         self.residual = residual
         self.domain = domain
         self.rhs = rhs

@@ -25,7 +25,7 @@ _SMALLEST = -4.0  # logarithm of an amplitude, relative to what data say
 # what happens at θ that cannot be evaluated
 FAILURES = (NotPositiveDefiniteError, torch.linalg.LinAlgError, LinearisationError)
 
-Condition = Callable[[Sequence[Rows]], Posterior]
+Conditioner = Callable[[Sequence[Rows]], Posterior]
 MakeRows = Callable[[Mapping[str, Tensor], Tensor | None], list[Rows]]
 
 
@@ -139,7 +139,7 @@ class Evidence:
         Returns the posterior given rows.
     """
 
-    def __init__(self, search: Search, rows: MakeRows, condition: Condition):
+    def __init__(self, search: Search, rows: MakeRows, condition: Conditioner):
         self.search, self.rows, self.condition = search, rows, condition
         self.n_evaluations = 0
 

@@ -21,7 +21,7 @@ _PLAIN = {  # what SciPy's L-BFGS-B says
 _FAR = 6.0  # standard deviations of a mean of squares of noise
 
 
-def describe(report: Report, trial: Trial, problem: Problem) -> None:
+def judge(report: Report, trial: Trial, problem: Problem) -> None:
     """Fill in a report from a solution, and warn of all that is wrong with it."""
     posterior = trial.posterior
     report.nugget, report.scale, report.log_evidence = posterior.nugget, posterior.scale, posterior.log_evidence

@@ -19,7 +19,7 @@ from mercer.pde.equation import PDE
 from mercer.pde.gauss_newton import STALLED, STOPPED
 from mercer.pde.grid_posterior import grid_posterior, is_separable
 from mercer.pde.inverse import invert
-from mercer.pde.judge import describe
+from mercer.pde.judge import judge
 from mercer.pde.priors import MOST_FEATURES, MOST_ROWS, Solver, Trial
 from mercer.pde.problem import Problem, Sensors
 from mercer.pde.report import Report
@@ -135,7 +135,7 @@ def solve(
                 again = partial(_forward, solver, forced, lines, spectrum, None, optimizer)
                 trial, problem = _refined(trial, solver, report, again)
             trial.posterior.surprise = max(1.0, problem.surprise(trial.posterior))
-    describe(report, trial, problem)
+    judge(report, trial, problem)
     for name, found in coefficients.items():
         if not found.identified:
             report.warn(f"{name} is {found}{'' if found.note else ': observe more, or elsewhere'}.")

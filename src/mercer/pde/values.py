@@ -48,13 +48,19 @@ def evaluate(
 
 def _call(function: Callable[..., Any], columns: Sequence[Tensor], name: str, arguments: str) -> Any:
     """Call a user's function of coordinates; TypeError if it does not take as many as there are."""
+    check_takes(function, len(columns), name, arguments if columns else f"{arguments}, so that a number says it")
+    return function(*columns)
+
+
+def check_takes(function: Callable[..., Any], n: int, name: str, arguments: str) -> None:
+    """Raise TypeError if a user's function, ``name``, does not take n arguments, which ``arguments`` describes."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function of {arguments}, got {type(function).__name__}.")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # compiled functions may have none
-        return function(*columns)
+        return
     try:
-        signature.bind(*columns)
+        signature.bind(*range(n))
     except TypeError:
-        cure = "" if columns else ", so that a number says it"
-        raise TypeError(f"{name} is a function of {arguments}{cure}; got one that takes {signature}.") from None
-    return function(*columns)
+        raise TypeError(f"{name} is a function of {arguments}; got one that takes {signature}.") from None
